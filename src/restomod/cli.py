@@ -1,0 +1,176 @@
+"""The command line: `train.py`, and `restomod COMMAND`. Heavy imports wait until a command needs
+them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from restomod.errors import UserError
+
+if TYPE_CHECKING:
+    from restomod.config import Recipe
+
+STARTED = time.monotonic()
+RECIPE_HELP = "recipe files (later ones win) and key=value overrides"
+
+
+def train_main(arguments: Sequence[str]) -> int:
+    """Run `train.py`; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a recipe, or continue the run that it names.",
+        epilog="Exit codes: 0 complete; 2 a mistake in recipe, data or command; 1 a bug of ours.",
+    )
+    parser.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
+    return _guarded(lambda: _train(parser.parse_args(arguments).recipe))
+
+
+def main() -> int:
+    """Run `restomod COMMAND`; return the exit code."""
+    parser = argparse.ArgumentParser(prog="restomod", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(handler=run)
+        return sub
+
+    plan = command("plan", _plan, "check a recipe and print what it amounts to, without training")
+    plan.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
+    plan.add_argument("--world-size", type=_positive, default=1, help="ranks to plan for")
+
+    inspect = command(
+        "inspect", _inspect, "print what each step of a recipe trains on, without training"
+    )
+    inspect.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
+    inspect.add_argument(
+        "--steps", default="0:10", metavar="FROM:TO", help="steps, the last excluded"
+    )
+    inspect.add_argument("--world-size", type=_positive, default=1, help="ranks to imitate")
+    inspect.add_argument("--workers", type=int, default=0, help="loader processes of each rank")
+    inspect.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    evaluate = command("eval", _eval, "evaluate a run's newest checkpoint on its held-out data")
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+    export = command("export", _export, "write a run's model as a transformers folder")
+    export.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    export.add_argument("--out", type=Path, help="folder to write; RUN/exported by default")
+
+    report = command("report", _report, "write a run's report.html")
+    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
+
+    arguments, rest = parser.parse_known_args()
+    if rest and (not hasattr(arguments, "recipe") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    elif rest:
+        arguments.recipe += rest  # overrides that follow an option
+    return _guarded(lambda: arguments.handler(arguments))
+
+
+def _guarded(run: Callable[[], int]) -> int:
+    """Turn a user's mistake into one message and exit code 2, on rank 0 only."""
+    try:
+        return run()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _log_to_stderr() -> None:
+    """Show our messages from rank 0, warnings from every rank."""
+    rank = int(os.environ.get("RANK", "0"))
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s")
+    )
+    logger = logging.getLogger("restomod")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.propagate = False
+
+
+def _read(words: Sequence[str], world_size: int) -> Recipe:
+    """Load and check the recipe that the command line describes."""
+    from restomod.recipe import check_world, load_recipe
+
+    recipe = load_recipe(
+        [word for word in words if "=" not in word], [word for word in words if "=" in word]
+    )
+    check_world(recipe, world_size)
+    return recipe
+
+
+def _train(words: Sequence[str]) -> int:
+    _log_to_stderr()
+    recipe = _read(words, int(os.environ.get("WORLD_SIZE", "1")))
+    from restomod.data.sources import open_sources
+
+    sources = open_sources(recipe)  # mistakes show before torch is imported
+    from restomod.train.builder import prepare_run, train
+
+    train(prepare_run(recipe, sources), STARTED)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from restomod.tools.plan import plan
+
+    sys.stdout.write(plan(_read(arguments.recipe, arguments.world_size), arguments.world_size))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from restomod.tools.inspect import inspect_steps
+
+    first, colon, last = arguments.steps.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise UserError(f"--steps {arguments.steps}: write FROM:TO, for instance 0:20")
+    recipe = _read([*arguments.recipe, f"data.workers={arguments.workers}"], arguments.world_size)
+    for line in inspect_steps(recipe, int(first), int(last), arguments.world_size, arguments.json):
+        sys.stdout.write(line + "\n")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from restomod.eval.heldout import evaluate_run
+
+    _log_to_stderr()
+    sys.stdout.write(evaluate_run(arguments.run))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from restomod.tools.export import export_run
+
+    _log_to_stderr()
+    sys.stdout.write(export_run(arguments.run, arguments.out or arguments.run / "exported"))
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from restomod.tools.report import write_report
+
+    sys.stdout.write(f"{write_report(arguments.run)}\n")
+    return 0

@@ -1,0 +1,263 @@
+"""The schema of a recipe: a dataclass for each section, with every default usable on a CPU.
+
+`restomod.recipe` fills it from YAML; everything else reads it. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+
+SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+@dataclass
+class ModelConfig:
+    """Shape of the encoder (paper, table 4; the defaults are ModernBERT-base)."""
+
+    layers: int = 22
+    """Number of transformer blocks."""
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    heads: int = 12
+    """Attention heads; divides hidden_size into an even head size."""
+    intermediate_size: int = 1152
+    """Width of the GLU's output; its input projection has twice as many rows."""
+    global_every: int = 3
+    """Layers 0, n, 2n, ... attend globally, the others within `local_window`."""
+    local_window: int = 128
+    """Tokens that a local layer sees: local_window / 2 on either side, both ends inclusive."""
+    rope_base_local: float = 10_000.0
+    """RoPE base of the local layers."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every LayerNorm."""
+    attention_dropout: float = 0.1
+    """Dropout probability on the output of the attention block (paper, table 3)."""
+
+
+@dataclass
+class OptimizerConfig:
+    """StableAdamW; the defaults are ModernBERT-base's (paper, table 3)."""
+
+    lr: float = 8e-4
+    """Peak learning rate."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    """Decay rates of the first and second moments."""
+    eps: float = 1e-6
+    """Added to the root of the second moment."""
+    weight_decay: float = 1e-5
+    """Fully decoupled: each step multiplies weights by 1 - weight_decay x lr / peak lr. Not applied
+    to norms and biases."""
+
+
+@dataclass
+class InitConfig:
+    """Initial weights: Megatron's truncated normal, as ModernBERT's."""
+
+    log_unigram_bias: bool = False
+    """Start the decoder's bias at the logarithm of the training data's token frequencies instead of
+    zero: a short run does not spend its first steps on learning them."""
+
+
+@dataclass
+class StreamConfig:
+    """One MDS data set."""
+
+    path: str = ""
+    """Folder that holds index.json: a local path, or a remote that Streaming reads (s3://...)."""
+    domain: str = ""
+    """Name under which metrics group the stream; the stream's own name when empty."""
+
+
+@dataclass
+class DataConfig:
+    """Where training documents come from and how they become rows."""
+
+    streams: dict[str, StreamConfig] = field(default_factory=dict)
+    """Named data sets; a phase's `mixture` refers to the names."""
+    lanes: int = 8
+    """Independent sequences of rows: row n of the run comes from lane n mod lanes. A multiple of
+    every world size that the run may ever have; fixed for the life of the run."""
+    workers: int = 1
+    """Loader processes per rank; 0 reads in the main process. Changes nothing but speed."""
+    buffer_rows: int = 4
+    """Rows' worth of waiting chunks from which each lane packs."""
+    tokens_per_document_min: int = 16
+    """A row is closed at row_tokens / this many documents, so that cu_seqlens has a static size."""
+    shuffle_block_documents: int = 65_536
+    """Documents permuted together within a lane's share of a stream."""
+    shuffle_shards: int = 4
+    """Places of a lane's share that one block draws from."""
+
+
+@dataclass
+class MaskConfig:
+    """Masked-language-model corruption (paper, section 2.2)."""
+
+    rate: float = 0.3
+    """Share of ordinary tokens that are predicted."""
+    mask_share: float = 0.8
+    """Of these, the share replaced by [MASK]."""
+    random_share: float = 0.1
+    """Of these, the share replaced by a random ordinary token; the rest stay as they are."""
+
+
+@dataclass
+class ScheduleConfig:
+    """Trapezoidal learning rate: linear warm-up, constant, decay (paper, section 2.2.2)."""
+
+    warmup: str = "0"
+    """Slots of linear warm-up from zero."""
+    decay: str = "0"
+    """Slots of decay, at the end of the phase."""
+    decay_shape: str = field(
+        default="one_minus_sqrt", metadata={"choices": ("one_minus_sqrt", "linear")}
+    )
+    """one_minus_sqrt or linear."""
+    final_factor: float = 0.0
+    """The learning rate at the end of the decay, as a share of the peak."""
+
+    @property
+    def warmup_slots(self) -> int:
+        return parse_slots(self.warmup)
+
+    @property
+    def decay_slots(self) -> int:
+        return parse_slots(self.decay)
+
+
+@dataclass
+class PhaseConfig:
+    """One stretch of training with constant shapes."""
+
+    name: str = "pretrain"
+    """Name of the phase, in metrics and checkpoints."""
+    slots: str = "0"
+    """Length in token slots (rows x row_tokens), as 1_200_000, 50B or 1.719T; rounded up to whole
+    batches."""
+    sequence_length: int = 1024
+    """Longest chunk of a document, [CLS] and [SEP] included."""
+    row_tokens: int = 16_384
+    """Slots of a row; at least 27 times the mean chunk for 99.9 % packing efficiency."""
+    batch_rows: int = 288
+    """Rows of a global batch (288 x 16,384 = 4.72 M slots, as the paper's 4,608 x 1,024)."""
+    micro_batch_rows: int = 1
+    """Rows that a device computes at a time; changes memory and speed, not results."""
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Share of tokens by stream name; need not add up to one."""
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    rope_base_global: float = 10_000.0
+    """RoPE base of the global layers: 10,000 in the 1,024 phase, 160,000 in the 8,192 phases."""
+
+    @property
+    def batch_slots(self) -> int:
+        """Slots of a global batch."""
+        return self.batch_rows * self.row_tokens
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the phase."""
+        return math.ceil(parse_slots(self.slots) / self.batch_slots)
+
+
+@dataclass
+class EvaluationConfig:
+    """Held-out loss and accuracy by domain, on fixed rows with fixed masks."""
+
+    streams: dict[str, StreamConfig] = field(default_factory=dict)
+    """Held-out data sets by name; none switches evaluation off."""
+    every_steps: int = 1000
+    """Steps between evaluations; there is always one at the end."""
+    rows: int = 64
+    """Rows of each stream that are read, from its start."""
+    mask_rate: float = 0.15
+    """Share of tokens predicted in evaluation (paper, table 3), all other shares as in training."""
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints, from which the same command continues the run."""
+
+    every_steps: int = 1000
+    """Steps between checkpoints; there is always one at the end."""
+    keep: int = 3
+    """Newest checkpoints kept."""
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: str = field(
+        default="auto", metadata={"choices": ("auto", "online", "offline", "disabled")}
+    )
+    """auto: online where WANDB_API_KEY is set, offline otherwise."""
+    project: str = "restomod"
+    """Project that the run is shown in."""
+
+
+@dataclass
+class LoggingConfig:
+    """What is written while training."""
+
+    every_steps: int = 1
+    """Steps between lines of metrics.jsonl; each line covers the steps since the one before."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class ResumeConfig:
+    """What a resumed run may change."""
+
+    allow: list[str] = field(default_factory=list)
+    """Guarded keys (or sections) whose change is accepted, for instance optimizer.lr."""
+
+
+@dataclass
+class Recipe:
+    """Everything that defines a run."""
+
+    run_name: str = "run"
+    """Name of the run and of its folder."""
+    runs_dir: str = "runs"
+    """Folder that holds the run's folder."""
+    cache_dir: str = "cache"
+    """Node-local folder for decompressed and downloaded shards."""
+    seed: int = 17
+    """Seed of initialisation, data order, masks and dropout."""
+    device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
+    """auto: cuda where there is one."""
+    tokenizer: str = ""
+    """tokenizer.json, or a folder that AutoTokenizer loads."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    phases: list[PhaseConfig] = field(default_factory=list)
+    """The run's phases, in order."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.runs_dir) / self.run_name
+
+
+def parse_slots(text: str | int) -> int:
+    """Return the number of token slots that `1_200_000`, `50B` or `1.719T` stands for.
+
+    Raises ValueError for anything else, and for a number that is not whole.
+    """
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMBT]?)", str(text).strip())
+    if not match:
+        raise ValueError(f"`{text}` is not a number of slots such as 1_200_000, 50B or 1.719T")
+    slots = Decimal(match[1].replace("_", "")) * SUFFIXES[match[2]]
+    if slots != int(slots):
+        raise ValueError(f"`{text}` is not a whole number of slots")
+    return int(slots)

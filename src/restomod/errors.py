@@ -1,0 +1,6 @@
+"""The one exception that is the user's to mend: the command line prints it and exits with code
+2."""
+
+
+class UserError(Exception):
+    """A mistake in a recipe, an argument or the data: the message says what, why and what to do."""

@@ -1,0 +1,24 @@
+"""Memory reuse on the CPU: keep freed buffers instead of giving them back to the kernel.
+
+Called once per process by the trainer and the benchmarks, where they run on a CPU.
+"""
+
+import ctypes
+import platform
+import sys
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_KEPT = 1 << 30  # bytes: blocks smaller than this are reused
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to reuse freed blocks of up to 1 GiB; return whether it listens.
+
+    By default every tensor of more than 32 MiB is mapped afresh and page-faulted in, page by page, in every
+    step. The process then holds on to its peak memory. Nothing happens outside Linux with glibc.
+    """
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL("libc.so.6")
+    settings = ((_M_MMAP_THRESHOLD, _KEPT), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
+    return all([libc.mallopt(option, value) == 1 for option, value in settings])

@@ -1,0 +1,59 @@
+"""Dropout whose mask is a pure function of (seed, row, layer, position in the row, channel).
+
+It is the same whatever the micro-batch, the rank, or a recomputation of the layer: no RNG state exists.
+Called by `encoder.py` on the output of the attention block.
+
+Shapes: T tokens in the packed batch, k rows, D channels.
+"""
+
+import torch
+from torch import Tensor
+
+_LANES = 4  # 16-bit numbers per 64-bit hash
+
+
+def _signed(constant: int) -> int:
+    return constant - (1 << 64) if constant >> 63 else constant
+
+
+_ODD_1 = _signed(0xBF58476D1CE4E5B9)  # splitmix64's multipliers and increment (Steele et al. 2014)
+_ODD_2 = _signed(0x94D049BB133111EB)
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """Shift right filling with zeros, which torch's >> of signed numbers does not."""
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Hash int64 numbers by splitmix64's finaliser; products wrap."""
+    x = x + _GOLDEN
+    x = (x ^ _shifted(x, 30)).mul_(_ODD_1)
+    x = (x ^ _shifted(x, 27)).mul_(_ODD_2)
+    return x ^ _shifted(x, 31)
+
+
+def token_keys(seed: int, row_ids: Tensor, tokens: int) -> Tensor:
+    """Hash (seed, row, position in the row) of every token: row_ids [k] int64 -> [T]; once per batch."""
+    rows = _mix(_mix(row_ids.to(torch.int64)) + _signed(seed % (1 << 64)))
+    positions = torch.arange(tokens // len(row_ids), device=row_ids.device)
+    return _mix(rows[:, None] + _mix(positions)).view(-1)
+
+
+def keep_mask(keys: Tensor, layer: int, channels: int, rate: float) -> Tensor:
+    """Return bool [T, D]: False with probability `rate` (to 2^-16), independently for every element."""
+    groups = -(-channels // _LANES)
+    # Layers take disjoint ranges of one counter, so that no two share a channel's key.
+    counter = torch.arange(layer * groups, (layer + 1) * groups, device=keys.device)
+    x = keys[:, None] ^ _mix(counter)
+    x.bitwise_xor_(_shifted(x, 32)).mul_(_ODD_1)
+    x.bitwise_xor_(_shifted(x, 29)).mul_(_ODD_2)
+    x.bitwise_xor_(_shifted(x, 32))
+    lanes = x.view(torch.int16)[:, :channels]
+    return lanes >= round(rate * 65536) - 32768
+
+
+def dropout(x: Tensor, keys: Tensor, layer: int, rate: float) -> Tensor:
+    """Zero elements of x [T, D] with probability `rate` and scale the others by 1 / (1 - rate)."""
+    return x * keep_mask(keys, layer, x.shape[-1], rate) * (1 / (1 - rate))

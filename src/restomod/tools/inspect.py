@@ -1,0 +1,58 @@
+"""`restomod inspect`: what each step of a recipe trains on, found without training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from restomod.config import Recipe
+from restomod.data.loader import Loader
+from restomod.data.sources import open_sources
+
+
+def inspect_steps(
+    recipe: Recipe, first: int, last: int, world_size: int, as_json: bool
+) -> Iterator[str]:
+    """Yield one line for each step in first .. last - 1, with the ranks imitated in one process.
+
+    Fields: step, rows, tokens (slots that are not padding), documents (chunks), packing_efficiency,
+    data_digest (as metrics.jsonl has it) and mixture (share of tokens by stream).
+    """
+    phase = recipe.phases[0]
+    sources = open_sources(recipe)
+    loaders = [Loader(recipe, phase, sources, rank, world_size) for rank in range(world_size)]
+    batches = [iter(loader) for loader in loaders]
+    for step in range(last):
+        for batch in batches:
+            next(batch)
+        if step < first:
+            continue
+        facts = [loader.facts for loader in loaders]
+        rows, slots = sum(f.rows for f in facts), sum(f.slots for f in facts)
+        tokens, documents = sum(f.real_tokens for f in facts), sum(len(f.lengths) for f in facts)
+        stream_tokens = np.sum([f.stream_tokens for f in facts], axis=0)
+        digest = sum(f.digest for f in facts) % 2**64
+        line = {
+            "step": step + 1,
+            "rows": rows,
+            "tokens": tokens,
+            "documents": documents,
+            "packing_efficiency": tokens / slots,
+            "data_digest": f"{digest:016x}",
+            "mixture": {
+                name: float(count / max(stream_tokens.sum(), 1))
+                for name, count in zip(loaders[0].streams, stream_tokens, strict=True)
+            },
+        }
+        yield json.dumps(line) if as_json else _as_text(line)
+
+
+def _as_text(line: dict) -> str:
+    mixture = ", ".join(f"{name} {share:.1%}" for name, share in line["mixture"].items())
+    return (
+        f"step {line['step']}: {line['rows']} rows, {line['tokens']:,} tokens of "
+        f"{line['documents']} documents, {line['packing_efficiency']:.2%} full, "
+        f"{mixture}, digest {line['data_digest']}"
+    )

@@ -1,0 +1,55 @@
+"""What the tools read of a run folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from restomod.config import Recipe
+from restomod.errors import UserError
+from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.hf import load_transformers
+from restomod.recipe import load_recipe
+
+
+def run_recipe(folder: Path) -> Recipe:
+    """Return the recipe that a run was started with."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: is no run folder: it has no config.yaml")
+    return load_recipe([folder / "config.yaml"])
+
+
+def load_model(path: str | Path) -> MaskedLM:
+    """Load a model, in float32, on the CPU, in eval mode.
+
+    `path` is a checkpoint folder, a run folder (its newest whole checkpoint is taken) or a folder
+    of transformers' ModernBertForMaskedLM. Raises UserError for anything else.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder")
+    if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
+        return load_transformers(path)
+    from restomod.train.checkpoint import newest_checkpoint, verify
+
+    if (path / "manifest.json").is_file():
+        problem, _ = verify(path)
+        if problem:
+            raise UserError(f"{path}: the checkpoint cannot be used: {problem}")
+        return _load_checkpoint(path)
+    newest = newest_checkpoint(path) if (path / "checkpoints").is_dir() else None
+    if newest is None:
+        raise UserError(
+            f"{path}: holds no whole checkpoint, and is no checkpoint or transformers folder itself"
+        )
+    return _load_checkpoint(newest[0])
+
+
+def _load_checkpoint(folder: Path) -> MaskedLM:
+    import torch.distributed.checkpoint as dcp
+
+    model = MaskedLM(EncoderConfig(**json.loads((folder / "model.json").read_bytes())))
+    weights = model.state_dict()
+    dcp.load({"model": weights}, checkpoint_id=folder / "state", no_dist=True)
+    model.load_state_dict(weights)
+    return model.eval()

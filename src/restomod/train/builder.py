@@ -1,0 +1,269 @@
+"""From a recipe to a trained model: builds the Composer Trainer of a run and fits it.
+
+`prepare_run` opens and checks everything that the run needs and writes nothing; `train` builds the
+Trainer and runs it. `train.py` calls both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Callback, DataSpec, Logger, State, Trainer
+from composer.utils import dist
+
+from restomod.config import PhaseConfig, Recipe
+from restomod.data.batch import Batch
+from restomod.data.loader import Loader
+from restomod.data.sources import Sources
+from restomod.data.tokenizer import Tokenizer
+from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.init import initialize, set_decoder_bias
+from restomod.optim.schedules import step_factor
+from restomod.optim.stable_adamw import StableAdamW, parameter_groups
+from restomod.recipe import save_recipe
+from restomod.tools.report import write_report
+from restomod.train.checkpoint import (
+    Checkpointing,
+    check_unchanged,
+    fingerprint,
+    load_loader_state,
+    newest_checkpoint,
+)
+from restomod.train.clock import RunClock
+from restomod.train.evaluation import Evaluation, heldout_batches
+from restomod.train.hardware import choose_device, peak_flops
+from restomod.train.metrics import MetricsLog, StepMetrics
+from restomod.train.module import GlobalMean, TrainedModel
+from restomod.train.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class PreparedRun:
+    """A checked recipe with its data opened."""
+
+    recipe: Recipe
+    sources: Sources
+    heldout: dict[str, list[Batch]]
+    resumed: tuple[Path, dict[str, Any]] | None
+    """Newest checkpoint of the run and its manifest."""
+    changed: list[str]
+    """Guarded keys that changed since, as resume.allow permits."""
+
+
+class Schedule(Callback):
+    """Sets each step's learning rate from the phase's schedule."""
+
+    def __init__(self, lr: float, phase: PhaseConfig) -> None:
+        self._lr = lr
+        self._phase = phase
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        lr = self._lr * step_factor(state.timestamp.batch.value, self._phase)
+        for group in state.optimizers[0].param_groups:
+            group["lr"] = lr
+
+
+def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
+    """Find what to resume from and read the held-out rows; raises UserError, writes nothing but
+    unpacked shards into the cache."""
+    resumed = newest_checkpoint(recipe.run_folder)
+    changed = []
+    if resumed:
+        changed = check_unchanged(resumed[1], recipe, fingerprint(sources))
+    heldout = heldout_batches(
+        recipe, recipe.phases[0], sources, dist.get_global_rank(), dist.get_world_size()
+    )
+    return PreparedRun(recipe, sources, heldout, resumed, changed)
+
+
+def train(run: PreparedRun, started: float) -> None:
+    """Train the run to its end, from its newest checkpoint if there is one.
+
+    `started` is the monotonic time at which the command began, in seconds.
+    """
+    recipe, phase, sources = run.recipe, run.recipe.phases[0], run.sources
+    if run.resumed and run.resumed[1]["step"] >= phase.steps:
+        log.info("%s: the run is complete at step %d", recipe.run_folder, run.resumed[1]["step"])
+        return
+    device = choose_device(recipe)
+    _set_up_process(device)
+    clock = RunClock()
+    metrics = MetricsLog(recipe.run_folder / "metrics.jsonl", clock)
+    loader = Loader(
+        recipe,
+        phase,
+        sources,
+        dist.get_global_rank(),
+        dist.get_world_size(),
+        load_loader_state(run.resumed[0]) if run.resumed else None,
+        pin_memory=device == "cuda",
+    )
+    model = build_model(recipe, phase, sources)
+    optimizer = StableAdamW(
+        parameter_groups(model, recipe.optimizer.weight_decay),
+        lr=recipe.optimizer.lr,
+        lr_max=recipe.optimizer.lr,
+        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
+        eps=recipe.optimizer.eps,
+    )
+    steps = StepMetrics(
+        recipe, phase, model.config, loader, sources, peak_flops(device), clock, metrics
+    )
+    callbacks: list[Callback] = [Schedule(recipe.optimizer.lr, phase), GlobalMean(), steps]
+    if run.heldout:
+        every = recipe.evaluation.every_steps
+        callbacks.append(Evaluation(every, run.heldout, clock, metrics))
+    identity = fingerprint(sources)
+    callbacks.append(Checkpointing(recipe, loader, identity, clock, metrics, run.resumed))
+    callbacks.append(Progress(phase, steps, started))
+    _begin_run_folder(run, clock, metrics)
+    trainer = Trainer(
+        model=TrainedModel(model),
+        train_dataloader=DataSpec(
+            loader,
+            split_batch=lambda batch, size: batch,
+            get_num_samples_in_batch=_rows,
+            get_num_tokens_in_batch=_slots,
+        ),
+        max_duration=f"{phase.steps}ba",
+        spin_dataloaders=False,
+        optimizers=optimizer,
+        callbacks=callbacks,
+        loggers=_loggers(recipe),
+        run_name=recipe.run_name,
+        device="gpu" if device == "cuda" else "cpu",
+        precision="amp_bf16" if device == "cuda" else "fp32",
+        device_train_microbatch_size=phase.micro_batch_rows,
+        seed=recipe.seed % 2**32,
+        progress_bar=False,
+    )
+    trainer.fit()
+    trainer.close()
+    if dist.get_global_rank() == 0:
+        write_report(recipe.run_folder)
+
+
+def build_model(recipe: Recipe, phase: PhaseConfig, sources: Sources) -> MaskedLM:
+    """Return the recipe's model with its initial weights, on the CPU."""
+    config = encoder_config(recipe, phase, sources.tokenizer)
+    model = MaskedLM(config)
+    initialize(model, recipe.seed)
+    if recipe.init.log_unigram_bias:
+        shares = unigram(phase, sources)
+        set_decoder_bias(model, torch.from_numpy(np.log(shares)).float())
+    return model
+
+
+def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> EncoderConfig:
+    """Return the encoder's shape: the recipe's, with what the tokenizer and the phase add."""
+    return EncoderConfig(
+        **dataclasses.asdict(recipe.model),
+        vocab_size=tokenizer.vocab_size,
+        rope_base_global=phase.rope_base_global,
+        max_sequence_length=phase.sequence_length,
+        pad_id=tokenizer.pad_id,
+        cls_id=tokenizer.cls_id,
+        sep_id=tokenizer.sep_id,
+        seed=recipe.seed,
+    )
+
+
+def unigram(phase: PhaseConfig, sources: Sources) -> np.ndarray:
+    """Return the share of each id among the mixture's tokens, [vocab_size], smoothed by half a
+    count so that none is zero."""
+    total = sum(phase.mixture.values())
+    shares = np.zeros(sources.tokenizer.vocab_size)
+    size = 0
+    for name, share in phase.mixture.items():
+        counts = sources.streams[name].token_counts(len(shares))
+        size += counts.sum()
+        shares += share / total * counts / counts.sum()
+    return (shares * size + 0.5) / (size + 0.5 * len(shares))
+
+
+def _set_up_process(device: str) -> None:
+    """What Composer expects of the environment, and the thread count that torch should keep."""
+    if "GROUP_RANK" in os.environ:
+        os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])  # torchrun does not set it
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) -> None:
+    """Create the run's folder, or take its log back to the step that the run goes on from."""
+    if dist.get_global_rank() == 0:
+        folder = run.recipe.run_folder
+        folder.mkdir(parents=True, exist_ok=True)
+        save_recipe(run.recipe, folder / "config.yaml")
+        _copy_tokenizer(Path(run.recipe.tokenizer), folder / "tokenizer")
+    world_size = dist.get_world_size()
+    if run.resumed:
+        manifest = run.resumed[1]
+        clock.before_s = manifest["time_s"]
+        metrics.rewind(manifest["step"])
+        metrics.write(
+            "resume",
+            step=manifest["step"],
+            from_step=manifest["step"],
+            world_size=world_size,
+            changed=run.changed,
+        )
+        log.info("resuming from %s", run.resumed[0])
+    else:
+        metrics.rewind(-1)
+        metrics.write("start", step=0, world_size=world_size)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """Keep the tokenizer's files with the run, for export."""
+    folder.mkdir(exist_ok=True)
+    files = source.iterdir() if source.is_dir() else [source]
+    for file in files:
+        if file.is_file() and file.suffix in (".json", ".txt", ".model"):
+            target = "tokenizer.json" if source.is_file() else file.name
+            shutil.copyfile(file, folder / target)
+
+
+def _loggers(recipe: Recipe) -> list[Any]:
+    mode = recipe.logging.wandb.mode
+    if mode == "auto":
+        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+    if mode == "disabled":
+        return []
+    from composer.loggers import WandBLogger
+
+    os.environ["WANDB_SILENT"] = "true"
+    return [
+        WandBLogger(
+            project=recipe.logging.wandb.project,
+            name=recipe.run_name,
+            init_kwargs={
+                "id": recipe.run_name,
+                "resume": "allow",
+                "mode": mode,
+                "dir": str(recipe.run_folder),
+                "config": json.loads(json.dumps(dataclasses.asdict(recipe))),
+            },
+        )
+    ]
+
+
+def _rows(batch: list[Batch] | Batch) -> int:
+    micro_batches = batch if isinstance(batch, list) else [batch]
+    return sum(len(micro_batch["row_ids"]) for micro_batch in micro_batches)
+
+
+def _slots(batch: list[Batch] | Batch) -> int:
+    micro_batches = batch if isinstance(batch, list) else [batch]
+    return sum(len(micro_batch["input_ids"]) for micro_batch in micro_batches)

@@ -1,0 +1,103 @@
+"""Held-out loss and accuracy by domain, on fixed rows with fixed masks.
+
+Evaluation reads its rows once, when the run starts, and touches neither the training data's order
+nor any generator: losses with and without it are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+
+from restomod.config import PhaseConfig, Recipe
+from restomod.data.batch import Batch, collate
+from restomod.data.heldout import heldout_rows
+from restomod.data.sources import Sources
+from restomod.model.encoder import MaskedLM
+from restomod.train.clock import RunClock
+from restomod.train.metrics import MetricsLog
+from restomod.train.module import unwrap
+
+Results = dict[str, dict[str, float]]
+
+
+def heldout_batches(
+    recipe: Recipe, phase: PhaseConfig, sources: Sources, rank: int = 0, world_size: int = 1
+) -> dict[str, list[Batch]]:
+    """Return this rank's micro-batches, of one row each, by domain."""
+    phase = dataclasses.replace(
+        phase, mask=dataclasses.replace(phase.mask, rate=recipe.evaluation.mask_rate)
+    )
+    documents = phase.row_tokens // recipe.data.tokens_per_document_min
+    batches: dict[str, list[Batch]] = {}
+    for dataset in sources.heldout.values():
+        rows = heldout_rows(
+            dataset, phase, sources.tokenizer, recipe.seed, recipe.evaluation.rows, documents
+        )
+        batches.setdefault(dataset.domain, []).extend(
+            collate([row], phase, recipe.data, pin_memory=False)
+            for n, row in enumerate(rows)
+            if n % world_size == rank
+        )
+    return batches
+
+
+@torch.no_grad()
+def evaluate(model: MaskedLM, batches: dict[str, list[Batch]]) -> Results:
+    """Return loss (nats a masked token), accuracy and masked tokens of each domain and of `all`."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    sums = torch.zeros(len(batches), 3, dtype=torch.float64, device=device)
+    for n, domain in enumerate(batches.values()):
+        for batch in domain:
+            on_device = {
+                key: value.to(device) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
+            }
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                sums[n] += torch.stack([part.double() for part in model(on_device)])
+    model.train(training)
+    if dist.get_world_size() > 1:
+        torch.distributed.all_reduce(sums)
+    results = {name: _means(row) for name, row in zip(batches, sums.tolist(), strict=True)}
+    return {**results, "all": _means(sums.sum(0).tolist())}
+
+
+def _means(sums: list[float]) -> dict[str, float]:
+    loss, correct, count = sums
+    return {
+        "loss": loss / max(count, 1),
+        "accuracy": correct / max(count, 1),
+        "masked_tokens": count,
+    }
+
+
+class Evaluation(Callback):
+    """Evaluates every `every_steps` steps and at the end."""
+
+    def __init__(
+        self,
+        every_steps: int,
+        batches: dict[str, list[Batch]],
+        clock: RunClock,
+        metrics: MetricsLog,
+    ) -> None:
+        self._every = every_steps
+        self._batches = batches
+        self._clock = clock
+        self._metrics = metrics
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        if step % self._every and state.get_elapsed_duration() < 1:  # type: ignore[operator]
+            return
+        with self._clock.pause():
+            results = evaluate(unwrap(state).model, self._batches)
+        self._metrics.write("eval", step=step, domains=results)
+        logger.log_metrics(
+            {f"eval/{d}/{key}": v for d, values in results.items() for key, v in values.items()}
+        )

@@ -1,0 +1,180 @@
+"""metrics.jsonl: one JSON object a line for everything that happens to a run. Fields:
+docs/metrics.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+
+from restomod.config import PhaseConfig, Recipe
+from restomod.data.loader import BatchFacts, Loader
+from restomod.data.sources import Sources
+from restomod.model.encoder import EncoderConfig
+from restomod.model.flops import training_flops
+from restomod.optim.stable_adamw import gradient_norm
+from restomod.train.clock import RunClock
+from restomod.train.module import unwrap
+
+
+class MetricsLog:
+    """Appends to a run's metrics.jsonl on rank 0; elsewhere does nothing."""
+
+    def __init__(self, path: Path, clock: RunClock) -> None:
+        self._path = path
+        self._clock = clock
+
+    def rewind(self, step: int) -> None:
+        """Drop lines of steps after `step`, and a last line cut short: the run repeats those
+        steps."""
+        if dist.get_global_rank() != 0 or not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text().splitlines():
+            try:
+                if json.loads(line).get("step", 0) <= step:
+                    kept.append(line + "\n")
+            except ValueError:
+                continue
+        temporary = self._path.with_name(self._path.name + ".tmp")
+        temporary.write_text("".join(kept))
+        temporary.replace(self._path)
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one line; numbers that JSON has no word for become null."""
+        if dist.get_global_rank() != 0:
+            return
+        line = {"event": event, "time_s": round(self._clock.now_s(), 3), **fields}
+        with self._path.open("a") as file:
+            file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
+
+
+class StepMetrics(Callback):
+    """Gathers what the logged steps trained on and reached, over all ranks."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        phase: PhaseConfig,
+        config: EncoderConfig,
+        loader: Loader,
+        sources: Sources,
+        peak_flops: float,
+        clock: RunClock,
+        metrics: MetricsLog,
+    ) -> None:
+        self._every = recipe.logging.every_steps
+        self._phase = phase
+        self._config = config
+        self._loader = loader
+        self._sizes = np.array([sources.streams[name].documents for name in loader.streams])
+        self._peak_flops = peak_flops * dist.get_world_size()
+        self._clock = clock
+        self._metrics = metrics
+        self._facts: list[BatchFacts] = []
+        self._window_started = self._window_paused = 0.0
+        self._gradient_norm = torch.tensor(0.0)
+        self.last: dict[str, Any] = {}
+        """The last line written, on every rank."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._start_window()
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        if (state.timestamp.batch.value + 1) % self._every == 0:
+            self._gradient_norm = gradient_norm(unwrap(state).parameters())
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._facts.append(self._loader.facts)
+        step = state.timestamp.batch.value
+        if step % self._every == 0:
+            line = self._line(state, step)
+            self.last = line
+            self._metrics.write("train", **line)
+            logger.log_metrics({f"train/{k}": v for k, v in line.items() if _is_number(v)})
+            logger.log_metrics({f"mixture/{k}": v for k, v in line["mixture"].items()})
+            self._start_window()
+
+    def _start_window(self) -> None:
+        self._facts = []
+        self._window_started = time.perf_counter()
+        self._window_paused = self._clock.paused_s
+
+    def _line(self, state: State, step: int) -> dict[str, Any]:
+        module = unwrap(state)
+        seconds = (
+            time.perf_counter()
+            - self._window_started
+            - (self._clock.paused_s - self._window_paused)
+        )
+        facts = self._facts
+        lengths = [length for fact in facts for length in fact.lengths]
+        flops = training_flops(self._config, lengths, sum(fact.masked_tokens for fact in facts))
+        totals = self._loader.totals()
+        counts = torch.tensor(
+            [
+                sum(fact.slots for fact in facts),
+                sum(fact.real_tokens for fact in facts),
+                len(lengths),
+                _signed(facts[-1].digest),
+                totals.real_tokens,
+                totals.masked_tokens,
+                *totals.documents,
+                *np.sum([fact.stream_tokens for fact in facts], axis=0),
+            ]
+        )
+        measures = torch.tensor([flops, sum(fact.wait_s for fact in facts)], dtype=torch.float64)
+        sums = module.sums.double().cpu()
+        if dist.get_world_size() > 1:
+            device = module.sums.device
+            counts, measures, sums = (t.to(device) for t in (counts, measures, sums))
+            for tensor in (counts, measures, sums):
+                torch.distributed.all_reduce(tensor)
+        slots, real, documents, digest, real_total, masked_total, *rest = counts.tolist()
+        streams = self._loader.streams
+        epochs = np.array(rest[: len(streams)]) / self._sizes
+        stream_tokens = np.array(rest[len(streams) :])
+        loss, correct, predicted = sums.tolist()
+        return {
+            "step": step,
+            "phase": self._phase.name,
+            "tokens": step * self._phase.batch_slots,
+            "real_tokens": real_total,
+            "masked_tokens": masked_total,
+            "documents": documents,
+            "loss": loss / max(predicted, 1),
+            "accuracy": correct / max(predicted, 1),
+            "lr": state.optimizers[0].param_groups[0]["lr"],
+            "grad_norm": float(self._gradient_norm),
+            "tokens_per_s": slots / seconds,
+            "packing_efficiency": real / slots,
+            "data_wait_fraction": float(measures[1]) / dist.get_world_size() / seconds,
+            "mfu": float(measures[0]) / seconds / self._peak_flops if self._peak_flops else 0.0,
+            "data_digest": f"{digest % 2**64:016x}",
+            "mixture": {
+                name: float(tokens / max(stream_tokens.sum(), 1))
+                for name, tokens in zip(streams, stream_tokens, strict=True)
+            },
+            "epochs": {name: float(e) for name, e in zip(streams, epochs, strict=True)},
+        }
+
+
+def _signed(digest: int) -> int:
+    """Return the 64-bit digest as the signed number with the same bits: sums of these wrap
+    alike."""
+    return digest - 2**64 if digest >= 2**63 else digest
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
