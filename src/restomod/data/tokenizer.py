@@ -91,6 +91,11 @@ class Tokenizer:
         """Ids that a text can hold and random replacements are drawn from, [n] int64, sorted."""
         return np.setdiff1d(np.arange(self.vocab_size), np.array(self.reserved_ids, np.int64))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle; the backend's own does not carry this setting."""
+        self.__dict__.update(state)
+        self.backend.encode_special_tokens = True
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return each text's ids, [length] of `dtype`, without special tokens and never truncated.
 

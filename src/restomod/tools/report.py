@@ -48,13 +48,12 @@ def write_report(run_folder: Path) -> Path:
     asked = asked_phases(config)
 
     parts: list[tuple[str, str, str]] = []
-    missing: list[str] = []
     mixture = ""
     if log.train_lines:
         charts, mixture, missing = figures(log, asked)
-        parts.append(("curves", "Curves", key(log) + f'<div class="charts">{charts}</div>'))
-    if missing:
-        notices.append(f"Nothing logged yet for: {', '.join(missing)}.")
+        note = f'<p class="note">Nothing logged for: {", ".join(missing)}.</p>' if missing else ""
+        curves = f'{key(log)}<div class="charts">{charts}</div>{note}'
+        parts.append(("curves", "Curves", curves))
     parts += [
         ("mixture-section", "Mixture", mixture + sections.mixture_table(log, asked)),
         ("evaluation", "Final evaluation", sections.evaluation_table(evaluation)),

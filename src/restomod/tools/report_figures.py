@@ -305,9 +305,11 @@ def value_text(value: float, unit: str) -> str:
     """Write a value as the legend and the tables do; the page's script follows the same rule."""
     if unit == "%":
         return f"{value:.1f}%" if 1 <= value < 99 else f"{value:.2f}%"
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:
         return f"{value:,.0f}"
-    return f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.4g}"
+    if abs(value) < 0.01:
+        return f"{value:.2e}" if value else "0"
+    return f"{value:#.4g}"
 
 
 def _legend(figure: Figure, curves: Sequence[Curve], ends: Sequence[tuple[str, str]]) -> str:

@@ -69,7 +69,7 @@ def status(log: RunLog) -> str:
         (
             "Best evaluation loss",
             _plain(best, ".3f"),
-            "all domains" + ("" if best_step is None else f", step {best_step:,.0f}"),
+            "none yet" if best_step is None else f"all domains, step {best_step:,.0f}",
         ),
         ("Steps", f"{log.step:,.0f}", f"{log.train_lines:,} logged{repeated}"),
         ("Wall time", duration(log.time_s), _times(len(log.resumes), "resume")),
