@@ -1,8 +1,8 @@
 """Attention over packed documents: the one place where CPU and CUDA differ.
 
-Enters: queries, keys and values of a packed batch, RoPE tables, and the documents' bounds. Leaves: each
-token's mix of the values of its own document, all of it (global layers) or the `window` tokens on either
-side (local layers). `encoder.py` calls it once per layer.
+Enters: queries, keys and values of a packed batch, RoPE tables, and the documents' bounds. Leaves:
+each token's mix of the values of its own document, all of it (global layers) or the `window` tokens
+on either side (local layers). `encoder.py` calls it once per layer.
 
 - CUDA in half precision: flash-attn's varlen kernel if installed, otherwise torch's own.
 - CPU: torch's CPU flash kernel, per document in global layers; in local layers over fixed blocks of
@@ -13,6 +13,7 @@ Shapes: T tokens in the packed batch, N documents, H heads, K head dim, B query 
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,7 +33,10 @@ class Documents:
     """Bounds of the packed documents, and what the CPU derives from them once per batch."""
 
     def __init__(self, cu_seqlens: Tensor, max_seqlen: int, tokens: int) -> None:
-        """Take cu_seqlens [N+1] int32 from 0 to `tokens` (repeats are empty documents) and the longest length."""
+        """Take cu_seqlens [N+1] int32 from 0 to `tokens`, and the length no document exceeds.
+
+        Repeated numbers in cu_seqlens are empty documents.
+        """
         self.cu_seqlens = cu_seqlens
         self.max_seqlen = max_seqlen
         self.tokens = tokens
@@ -40,14 +44,14 @@ class Documents:
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def bounds(self) -> list[tuple[int, int]]:
-        """Return (start, end) of every document that is not empty; one host sync per batch on CUDA."""
+        """Return (start, end) of every document that is not empty; syncs once on CUDA."""
         if not self._bounds:
             cuts = self.cu_seqlens.tolist()
-            self._bounds = [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+            self._bounds = [(a, b) for a, b in itertools.pairwise(cuts) if a < b]
         return self._bounds
 
     def block_mask(self, window: int, dtype: torch.dtype) -> Tensor:
-        """Return [B, 1, BLOCK, BLOCK + 2 window]: 0 where the query sees the key, -inf elsewhere."""
+        """Return [B, 1, BLOCK, BLOCK + 2 window]: 0 where the query sees the key, else -inf."""
         key = (window, dtype)
         if key not in self._masks:
             self._masks[key] = _block_mask(self.cu_seqlens, self.tokens, window, dtype)
@@ -95,7 +99,7 @@ def _varlen_attention(
 
 @functools.cache
 def _varlen_kernel() -> Callable[..., Tensor]:
-    """Pick the fastest kernel installed: kernel(q, k, v, cu_seqlens, max_seqlen, reach) -> [T, H, K]."""
+    """Pick the best kernel installed: (q, k, v, cu_seqlens, max_seqlen, reach) -> [T, H, K]."""
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
@@ -122,7 +126,7 @@ def _varlen_kernel() -> Callable[..., Tensor]:
 
 
 class _CpuAttention(torch.autograd.Function):
-    """RoPE and attention in one node, so that the gradients of queries, keys and values share one buffer."""
+    """RoPE and attention in one node, so that q, k and v, and their gradients, share buffers."""
 
     @staticmethod
     def forward(
@@ -131,7 +135,7 @@ class _CpuAttention(torch.autograd.Function):
         tokens, _, heads, head_size = qkv.shape
         margin = 0 if window is None else window
         padded = 2 * margin + (tokens if window is None else -(-tokens // BLOCK) * BLOCK)
-        # Queries, keys, values with a margin of zeros around them, so that every block has full reach.
+        # Queries, keys and values between margins of zeros, so that every block has full reach.
         packed = qkv.new_empty(3, padded, heads, head_size)
         packed[:, :margin].zero_()
         packed[:, margin + tokens :].zero_()
@@ -193,8 +197,10 @@ class _CpuAttention(torch.autograd.Function):
 
 
 def _blocks(packed: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    """View packed [3, window + B BLOCK + window, H, K] as queries [B, H, BLOCK, K], and keys and values
-    [B, H, BLOCK + 2 window, K] that overlap."""
+    """View packed [3, window + B BLOCK + window, H, K] as blocks.
+
+    Queries are [B, H, BLOCK, K]; keys and values [B, H, BLOCK + 2 window, K], and overlap.
+    """
     _, padded, heads, head_size = packed.shape
     blocks = (padded - 2 * window) // BLOCK
     row, head, _ = packed.stride()[1:]
@@ -214,7 +220,7 @@ def _pad_to_blocks(x: Tensor) -> Tensor:
 
 
 def _overlap_add(out: Tensor, parts: Tensor) -> None:
-    """Sum parts [B, BLOCK + 2 window, H, K], each BLOCK further on, to out [window + B BLOCK + window, H, K]."""
+    """Sum parts [B, BLOCK + 2 window, H, K], each BLOCK further on, to out [.., H, K]."""
     blocks, reach = parts.shape[:2]
     out.zero_()
     for start in range(0, reach, BLOCK):

@@ -14,11 +14,12 @@ _KEPT = 1 << 30  # bytes: blocks smaller than this are reused
 def keep_freed_memory() -> bool:
     """Tell glibc to reuse freed blocks of up to 1 GiB; return whether it listens.
 
-    By default every tensor of more than 32 MiB is mapped afresh and page-faulted in, page by page, in every
-    step. The process then holds on to its peak memory. Nothing happens outside Linux with glibc.
+    By default a large tensor is mapped afresh, and faulted in page by page, in every step. With
+    this, the process holds on to its peak memory. Nothing happens outside Linux with glibc.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL("libc.so.6")
     settings = ((_M_MMAP_THRESHOLD, _KEPT), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
-    return all([libc.mallopt(option, value) == 1 for option, value in settings])
+    accepted = [libc.mallopt(option, value) == 1 for option, value in settings]
+    return all(accepted)

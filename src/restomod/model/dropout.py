@@ -1,7 +1,7 @@
 """Dropout whose mask is a pure function of (seed, row, layer, position in the row, channel).
 
-It is the same whatever the micro-batch, the rank, or a recomputation of the layer: no RNG state exists.
-Called by `encoder.py` on the output of the attention block.
+It is the same whatever the micro-batch, the rank, or a recomputation of the layer: there is no RNG
+state. Called by `encoder.py` on the output of the attention block.
 
 Shapes: T tokens in the packed batch, k rows, D channels.
 """
@@ -35,14 +35,14 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def token_keys(seed: int, row_ids: Tensor, tokens: int) -> Tensor:
-    """Hash (seed, row, position in the row) of every token: row_ids [k] int64 -> [T]; once per batch."""
+    """Hash (seed, row, position in the row) of every token, once per batch: row_ids [k] -> [T]."""
     rows = _mix(_mix(row_ids.to(torch.int64)) + _signed(seed % (1 << 64)))
     positions = torch.arange(tokens // len(row_ids), device=row_ids.device)
     return _mix(rows[:, None] + _mix(positions)).view(-1)
 
 
 def keep_mask(keys: Tensor, layer: int, channels: int, rate: float) -> Tensor:
-    """Return bool [T, D]: False with probability `rate` (to 2^-16), independently for every element."""
+    """Return bool [T, D]: False with probability `rate` (to 2^-16), independently everywhere."""
     groups = -(-channels // _LANES)
     # Layers take disjoint ranges of one counter, so that no two share a channel's key.
     counter = torch.arange(layer * groups, (layer + 1) * groups, device=keys.device)

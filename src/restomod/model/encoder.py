@@ -1,11 +1,11 @@
-"""The encoder of ModernBERT (arXiv 2412.13663), on packed documents, and its masked-language-model form.
+"""The encoder of ModernBERT (arXiv 2412.13663) on packed documents, and its masked-language model.
 
-Enters: token ids of whole documents, one after the other, and where each begins. Leaves: hidden states,
-logits, or the sums that the training loss is made of. The trainer calls `MaskedLM.forward`; everything else
-calls `encode`, `logits` and `mlm_loss`.
+Enters: token ids of whole documents, one after the other, and where each begins. Leaves: hidden
+states, logits, or the sums that the training loss is made of. The trainer calls `MaskedLM.forward`;
+everything else calls `encode`, `logits` and `mlm_loss`.
 
-Shapes: T tokens in the packed batch, k rows, N documents, D hidden, H heads, K head dim, V vocabulary,
-M masked positions.
+Shapes: T tokens in the packed batch, k rows, N documents, D hidden, H heads, K head dim,
+V vocabulary, M masked positions.
 """
 
 from collections.abc import Mapping
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """h = x + attention(norm(x)); out = h + mlp(norm(h)). The first block follows a norm and has none of its own."""
+    """h = x + attention(norm(x)); out = h + mlp(norm(h)); the embedding's norm serves block 0."""
 
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         max_seqlen: int,
         row_ids: Tensor | None = None,
     ) -> Tensor:
-        """Encode input_ids [T] -> [T, D]; drops out if training and row_ids [k] say which rows these are."""
+        """Encode input_ids [T] -> [T, D]; dropout needs training mode and row_ids [k]."""
         config = self.config
         head_size = config.hidden_size // config.heads
         tokens = input_ids.shape[0]
@@ -141,11 +141,12 @@ class MaskedLM(nn.Module):
         self.head = Head(config.hidden_size, config.vocab_size, config.norm_eps)
 
     def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss sum (float32), number of right predictions and number of labels of a packed batch.
+        """Return loss sum (float32), right predictions and labels (both counted) of a packed batch.
 
-        The batch holds input_ids [T] int64, position_ids [T], cu_seqlens [N+1] int32 (its unused end
-        repeats T), max_seqlen, masked_positions [M] int64 (padded with 0), labels [M] int64 (padded with
-        -100), and row_ids [k] int64 of its k rows of T/k tokens. Nothing syncs with a CUDA device.
+        The batch holds input_ids [T] int64, position_ids [T], cu_seqlens [N+1] int32 (its unused
+        end repeats T), max_seqlen, masked_positions [M] int64 (padded with 0), labels [M] int64
+        (padded with -100), and row_ids [k] int64 of its k rows of T/k tokens. Nothing syncs with
+        a CUDA device.
         """
         hidden = self.encoder(
             batch["input_ids"],
@@ -165,7 +166,7 @@ class MaskedLM(nn.Module):
     def encode(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
     ) -> Tensor:
-        """Return hidden states [T, D] of documents input_ids [T] with bounds cu_seqlens [N+1], without dropout.
+        """Return hidden states [T, D] of input_ids [T], without dropout; bounds cu_seqlens [N+1].
 
         On CUDA, give max_seqlen to spare a host sync.
         """

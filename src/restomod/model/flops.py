@@ -1,28 +1,44 @@
-"""FLOPs of training, exact by formula: what `mfu` in the metrics is computed from.
+"""Floating-point operations of training, as plans and metrics count them.
 
-Counted: the matrix products of linear layers and of attention, two operations per multiply-add, and
-twice the forward pass for the backward. Not counted: norms, activations, softmax, RoPE, the
-embedding look-up, recomputation.
+Enters: the encoder's shape and the lengths of documents. Leaves: FLOPs per token of a forward and a
+backward pass (three times the forward): products of matrices only, a multiplication and an addition
+being two. Attention counts the pairs of tokens that see each other, not what masks cost.
 """
 
 from collections.abc import Sequence
 
-from restomod.model.encoder import EncoderConfig
+from restomod.config import ModelConfig
 
 
-def training_flops(config: EncoderConfig, lengths: Sequence[int], masked: int) -> float:
-    """Return the FLOPs of training on documents of these lengths with `masked` predicted tokens."""
-    d, layers = config.hidden_size, config.layers
-    half = config.local_window // 2
-    layer = 4 * d * d + 3 * d * config.intermediate_size
-    linear = layers * layer * sum(lengths) + (d * d + d * config.vocab_size) * masked
-    global_layers = len(range(0, layers, config.global_every))
-    pairs = global_layers * sum(n * n for n in lengths)
-    pairs += (layers - global_layers) * sum(_within_window(n, half) for n in lengths)
-    return 3 * 2 * (linear + 2 * d * pairs)
+def linear_flops_per_token(config: ModelConfig, vocab_size: int, mask_rate: float) -> float:
+    """Return training FLOPs of the linear layers, the head at masked tokens only."""
+    d, i = config.hidden_size, config.intermediate_size
+    block = 4 * d * d + 3 * d * i  # Wqkv, Wo; Wi of two halves, Wo
+    head = d * d + d * vocab_size
+    return 3 * 2 * (config.layers * block + mask_rate * head)
 
 
-def _within_window(length: int, half: int) -> int:
-    """Return the pairs (query, key) of a document that are at most `half` apart."""
-    near = min(half, length - 1)
-    return length + 2 * (near * length - near * (near + 1) // 2)
+def attention_flops_per_token(config: ModelConfig, lengths: Sequence[float]) -> float:
+    """Return training FLOPs of attention, averaged over the tokens of documents of these lengths."""
+    tokens = sum(lengths)
+    global_layers = -(-config.layers // config.global_every)
+    seen_globally = sum(length * length for length in lengths)
+    seen_locally = sum(_pairs(length, config.local_window // 2) for length in lengths)
+    pairs = global_layers * seen_globally + (config.layers - global_layers) * seen_locally
+    # Scores and the mix of values cost 2 x hidden_size each for every pair.
+    return 3 * 2 * 2 * config.hidden_size * pairs / tokens
+
+
+def flops_per_token(
+    config: ModelConfig, vocab_size: int, lengths: Sequence[float], mask_rate: float
+) -> float:
+    """Return training FLOPs per token; lengths are those of a sample of documents."""
+    return linear_flops_per_token(config, vocab_size, mask_rate) + attention_flops_per_token(
+        config, lengths
+    )
+
+
+def _pairs(length: float, window: int) -> float:
+    """Count (query, key) pairs at most `window` apart in a document."""
+    reach = min(window, length - 1)
+    return length + 2 * (reach * length - reach * (reach + 1) / 2)

@@ -1,6 +1,6 @@
 """The masked-language-model head, and its loss.
 
-Enters: hidden states of the positions to predict. Leaves: logits; loss sum and count of right predictions.
+Enters: hidden states of the positions to predict. Leaves: logits, loss sum, and counts.
 
 Shapes: M masked positions, D hidden, V vocabulary.
 """
@@ -13,7 +13,7 @@ IGNORED = -100  # the label of a position that has no prediction to make
 
 
 class Head(nn.Module):
-    """Dense, GELU, norm, then the embedding as decoder (arXiv 1608.05859) with a bias of its own."""
+    """Dense, GELU, norm, then the embedding as decoder (arXiv 1608.05859) with its own bias."""
 
     def __init__(self, hidden_size: int, vocab_size: int, norm_eps: float) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Head(nn.Module):
 
 
 def mlm_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss sum (float32), number of right predictions and number of labels, over labels != IGNORED."""
+    """Return loss sum (float32), right predictions and labels (both counted), without IGNORED."""
     loss = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
     kept = labels != IGNORED
     right = (logits.detach().argmax(-1) == labels) & kept

@@ -1,7 +1,7 @@
-"""Conversion from and to transformers' `ModernBertForMaskedLM` folders, without importing transformers.
+"""Conversion from and to transformers' `ModernBertForMaskedLM` folders, without transformers.
 
-Enters or leaves: a folder with config.json and safetensors weights. The weights are the same numbers
-under other names. Called by `load_model`, `save_transformers` and the export and import tools.
+Enters or leaves: a folder with config.json and safetensors weights. The weights are the same
+numbers under other names. Called by `load_model`, `save_transformers` and the export and import tools.
 """
 
 import json
@@ -114,16 +114,16 @@ def load_transformers(folder: str | Path) -> MaskedLM:
 def save_transformers(
     model: MaskedLM, folder: str | Path, tokenizer_folder: str | Path | None = None
 ) -> None:
-    """Write config.json and model.safetensors for transformers, and copy the tokenizer's files if given.
+    """Write config.json and model.safetensors for transformers, and copy the tokenizer's files.
 
-    Raises UserError if the tokenizer's folder has no tokenizer.json, or an id is not in the vocabulary.
+    Raises UserError if tokenizer_folder has no tokenizer.json, or an id is not in the vocabulary.
     """
     config = model.config
     for field in ("pad_id", "cls_id", "sep_id"):
         if not 0 <= getattr(config, field) < config.vocab_size:
             raise UserError(
-                f"{field} {getattr(config, field)} is not in the vocabulary of {config.vocab_size}; "
-                "set the tokenizer's ids in the model's configuration"
+                f"{field} {getattr(config, field)} is not in the vocabulary of "
+                f"{config.vocab_size}; set the tokenizer's ids in the model's configuration"
             )
     if tokenizer_folder is not None and not (Path(tokenizer_folder) / "tokenizer.json").is_file():
         raise UserError(f"{tokenizer_folder}: no tokenizer.json to export with the model")
@@ -184,7 +184,8 @@ def read_config(folder: Path) -> EncoderConfig:
         raise UserError(f"{folder / CONFIG}: not JSON ({error})") from None
     if fields.get("model_type") != "modernbert":
         raise UserError(
-            f"{folder / CONFIG}: model_type is {fields.get('model_type')!r}; only 'modernbert' can be loaded"
+            f"{folder / CONFIG}: model_type is {fields.get('model_type')!r}; "
+            "only 'modernbert' can be loaded"
         )
     for name, value in _FIXED.items():
         if fields.get(name, value) != value:

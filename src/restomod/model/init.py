@@ -1,7 +1,7 @@
-"""Initial weights: truncated normals as ModernBERT's training repository has them (`full_megatron`).
+"""Initial weights: truncated normals, as ModernBERT was trained from (paper, A.2; `full_megatron`).
 
-Every parameter draws from a generator of its own, seeded by (seed, name): its values depend neither on the
-order of construction nor on the device.
+Every parameter draws from a generator of its own, seeded by (seed, name): its values depend neither
+on the order of construction nor on the device.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ CUTOFF = 2.0  # truncation, in standard deviations
 
 @torch.no_grad()
 def initialize(model: MaskedLM, seed: int) -> None:
-    """Set all weights: N(0, 0.02) truncated at two deviations, outputs of blocks 0.02 / sqrt(2 layers)."""
+    """Set all weights: std 0.02, and 0.02 / sqrt(2 layers) where a block adds to the residual."""
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.fill_(1.0)
@@ -36,7 +36,7 @@ def initialize(model: MaskedLM, seed: int) -> None:
 
 @torch.no_grad()
 def set_decoder_bias(model: MaskedLM, log_probs: Tensor) -> None:
-    """Start the decoder's bias at the tokens' log-probabilities [V], so that the first loss is the unigram's."""
+    """Set the decoder's bias to log-probabilities [V]: the first loss is then the unigrams'."""
     bias = model.head.bias
     if log_probs.shape != bias.shape:
         raise ValueError(

@@ -1,7 +1,8 @@
-"""StableAdamW (arXiv 2304.13013): AdamW whose step shrinks where a tensor's gradient outgrows its average.
+"""StableAdamW (arXiv 2304.13013): AdamW that steps less where a gradient outgrows its average.
 
-Enters: gradients of plain tensors. Leaves: new weights and moments. The mathematics is torch-optimi's with
-`decouple_lr=True`, as ModernBERT trained; unlike it, no tensor costs a host sync. Called by the trainer.
+Enters: gradients of plain tensors. Leaves: new weights and moments. The mathematics is
+torch-optimi's with `decouple_lr=True`, as ModernBERT trained; unlike it, no tensor costs a host
+sync. Called by the trainer.
 
 Per tensor of n elements, at step t, with bias correction folded into b1 and b2:
 
@@ -36,8 +37,8 @@ class _Coefficients:
 class StableAdamW(torch.optim.Optimizer):
     """AdamW with the update clipping of Adafactor and fully decoupled weight decay.
 
-    `lr_max` is the peak of the phase's learning-rate schedule: a weight loses `weight_decay` of itself per
-    step at the peak, and less in proportion below it.
+    `lr_max` is the peak of the phase's learning-rate schedule: at the peak a weight loses
+    `weight_decay` of itself per step, and less in proportion below it.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class StableAdamW(torch.optim.Optimizer):
             )
 
     def _settled(self, device: torch.device) -> Tensor:
-        """Return a step so late that the kernel's own bias correction is 1: ours is in the betas."""
+        """Return a step so late that the kernel's bias correction is 1: ours is in the betas."""
         if device not in self._late_steps:
             self._late_steps[device] = torch.tensor(1e9, device=device)
         return self._late_steps[device]
@@ -142,7 +143,7 @@ def update_rms(g: Tensor, v: Tensor, beta2: float, eps: float) -> Tensor:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split the parameters into matrices, which decay, and norms and biases, which do not (paper, A.3)."""
+    """Split parameters into matrices, which decay, and norms and biases, which do not (A.3)."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     return [

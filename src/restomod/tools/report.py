@@ -132,7 +132,7 @@ def _config(path: Path, notices: list[str]) -> tuple[str, dict[str, Any]]:
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         config = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         notices.append("config.yaml is not valid YAML: it is shown as it is, and otherwise unused.")
         config = None
     return text, config if isinstance(config, dict) else {}

@@ -244,7 +244,7 @@ def _lines(curve: Curve, kind: str) -> list[Line]:
             segments[-1].append(bucket)
     segments = [segment for segment in segments if segment]
     count = sum(map(len, segments))
-    reach = max(1, count // 50) if curve.smooth else 0
+    reach = max(count // 50, min(4, count // 8)) if curve.smooth else 0
     smooth = [_smooth(segment, curve, kind, reach, n == 0) for n, segment in enumerate(segments)]
     lines = [Line(curve.label, curve.style, smooth, curve.dots and count <= 60)]
     if curve.raw:

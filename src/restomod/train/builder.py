@@ -25,6 +25,7 @@ from restomod.data.batch import Batch
 from restomod.data.loader import Loader
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
+from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import EncoderConfig, MaskedLM
 from restomod.model.init import initialize, set_decoder_bias
 from restomod.optim.schedules import step_factor
@@ -198,6 +199,8 @@ def _set_up_process(device: str) -> None:
         os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])  # torchrun does not set it
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
+    else:
+        keep_freed_memory()
 
 
 def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) -> None:

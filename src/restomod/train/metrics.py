@@ -18,7 +18,7 @@ from restomod.config import PhaseConfig, Recipe
 from restomod.data.loader import BatchFacts, Loader
 from restomod.data.sources import Sources
 from restomod.model.encoder import EncoderConfig
-from restomod.model.flops import training_flops
+from restomod.model.flops import flops_per_token
 from restomod.optim.stable_adamw import gradient_norm
 from restomod.train.clock import RunClock
 from restomod.train.module import unwrap
@@ -116,7 +116,10 @@ class StepMetrics(Callback):
         )
         facts = self._facts
         lengths = [length for fact in facts for length in fact.lengths]
-        flops = training_flops(self._config, lengths, sum(fact.masked_tokens for fact in facts))
+        tokens, masked = sum(lengths), sum(fact.masked_tokens for fact in facts)
+        flops = tokens * flops_per_token(
+            self._config, self._config.vocab_size, lengths, masked / tokens
+        )
         totals = self._loader.totals()
         counts = torch.tensor(
             [
@@ -159,8 +162,8 @@ class StepMetrics(Callback):
             "mfu": float(measures[0]) / seconds / self._peak_flops if self._peak_flops else 0.0,
             "data_digest": f"{digest % 2**64:016x}",
             "mixture": {
-                name: float(tokens / max(stream_tokens.sum(), 1))
-                for name, tokens in zip(streams, stream_tokens, strict=True)
+                name: float(count / max(stream_tokens.sum(), 1))
+                for name, count in zip(streams, stream_tokens, strict=True)
             },
             "epochs": {name: float(e) for name, e in zip(streams, epochs, strict=True)},
         }

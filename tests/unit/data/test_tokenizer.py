@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import train_tokenizer
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from restomod.data.tokenizer import load_tokenizer, token_dtype
 from restomod.errors import UserError
@@ -21,17 +21,18 @@ def folder(tmp_path_factory):
     return path
 
 
-def word_piece(specials=("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]")):
-    words = ["the", "fox", "##es", "run", "[", "]", "mask"]
+def word_piece(more_words=()):
+    specials = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"]
+    words = ["the", "fox", "##es", "run", "[", "]", "mask", *more_words]
     vocabulary = {token: n for n, token in enumerate([*specials, *words])}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.add_special_tokens(list(specials))
+    backend.add_special_tokens(specials)
     return backend
 
 
-def sentence_piece_like(path, names=("<s>", "<pad>", "</s>", "<unk>", "<mask>"), extra=0):
+def sentence_piece_like(path, names=("<s>", "<pad>", "</s>", "<unk>", "<mask>")):
     """A bare tokenizer.json in the spelling of RoBERTa."""
     backend = train_tokenizer.train_bpe(TEXTS, 320)
     content = json.loads(backend.to_str())
@@ -228,8 +229,7 @@ def test_fingerprint_follows_the_ids_and_not_the_formatting(folder, tmp_path):
 def test_ids_above_two_bytes_are_stored_in_four(tmp_path):
     assert token_dtype(1 << 16) == np.uint16
     assert token_dtype((1 << 16) + 1) == np.uint32
-    backend = word_piece()
-    backend.add_tokens([AddedToken(f"w{n}", normalized=False) for n in range(1 << 16)])
+    backend = word_piece([f"w{n}" for n in range(1 << 16)])
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
     (ids,) = tokenizer.encode_batch(["w65535"])

@@ -52,14 +52,7 @@ def test_json_lines_and_everything_that_can_be_wrong_with_one(tmp_path):
         "latin \ufffd",
         "last",
     ]
-    assert [origin.rsplit(":", 1)[1] for _, origin in documents] == [
-        "1",
-        "2",
-        "11",
-        "12",
-        "13",
-        "15",
-    ]
+    assert [int(origin.rsplit(":", 1)[1]) for _, origin in documents] == [1, 2, 11, 12, 13, 15]
     assert tally.dropped == {
         "empty_document": 2,
         "empty_line": 1,

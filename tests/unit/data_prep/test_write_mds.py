@@ -9,7 +9,7 @@ import readers
 import train_tokenizer
 import write_mds
 
-from restomod.data.tokenizer import Tokenizer, load_tokenizer
+from restomod.data.tokenizer import load_tokenizer, token_dtype
 from restomod.errors import UserError
 
 TEXTS = [
@@ -33,14 +33,12 @@ def made(tmp_path_factory):
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS) + "{broken\n")
     (folder / "other.txt").write_text("one file, one document")
     train_tokenizer.save_tokenizer(
-        train_tokenizer.train_bpe([t for t in TEXTS[:4]], 320), make(folder / "tok"), 1024
+        train_tokenizer.train_bpe(TEXTS[:4], 320), make(folder / "tok"), 1024
     )
-    code = write_mds.main(
-        ["--tokenizer", str(folder / "tok"), "--size-limit", "1kb"]
-        + ["--dataset", f"{folder / 'mds' / 'a'}={corpus},{folder / 'other.txt'}"]
-        + ["--dataset", f"{folder / 'mds' / 'b'}={folder / 'other.txt'}"]
-    )
-    assert code == 0
+    command = ["--tokenizer", str(folder / "tok"), "--size-limit", "1kb"]
+    command += ["--dataset", f"{folder}/mds/a={corpus},{folder}/other.txt"]
+    command += ["--dataset", f"{folder}/mds/b={folder}/other.txt"]
+    assert write_mds.main(command) == 0
     return folder
 
 
@@ -121,12 +119,9 @@ def test_attributes_and_counts_agree_with_what_is_stored(made):
 
 def test_equal_inputs_give_equal_bytes(made, tmp_path, monkeypatch):
     monkeypatch.setattr(write_mds, "BATCH_DOCUMENTS", 3)  # batches must not show
-    inputs = [str(made / "corpus.jsonl"), str(made / "other.txt")]
-    code = write_mds.main(
-        ["--tokenizer", str(made / "tok"), "--size-limit", "1kb", "--input", *inputs]
-        + ["--out", str(tmp_path / "again")]
-    )
-    assert code == 0
+    command = ["--tokenizer", str(made / "tok"), "--size-limit", "1kb"]
+    command += ["--input", str(made / "corpus.jsonl"), str(made / "other.txt")]
+    assert write_mds.main([*command, "--out", str(tmp_path / "again")]) == 0
     names = {p.name for p in (made / "mds" / "a").iterdir()}
     assert names == {p.name for p in (tmp_path / "again").iterdir()}
     for name in names - {"manifest.json"}:
@@ -144,20 +139,14 @@ def test_a_rerun_is_skipped_and_another_tokenizer_refused(made, tmp_path, capsys
     assert "tokenizer_fingerprint" in capsys.readouterr().err
 
 
-def stub(lengths, size=100):
+def stub(size):
     """A tokenizer that gives documents of the lengths that their texts spell."""
-    dtype = write_mds_dtype(size)
+    dtype = token_dtype(size)
     return SimpleNamespace(
-        dtype=np.dtype(dtype),
+        dtype=dtype,
         vocab_size=-(-size // 64) * 64,
         encode_batch=lambda texts: [np.full(int(t), size - 1, dtype) for t in texts],
     )
-
-
-def write_mds_dtype(size):
-    from restomod.data.tokenizer import token_dtype
-
-    return token_dtype(size)
 
 
 def test_documents_without_tokens_are_dropped_and_counted(tmp_path):
@@ -172,8 +161,23 @@ def test_documents_without_tokens_are_dropped_and_counted(tmp_path):
     assert tally.problems == ["f:0 (no_tokens)", "f:0 (no_tokens)"]
 
 
+def test_a_document_above_the_size_limit_has_a_shard_of_its_own(tmp_path):
+    documents = [("5000", "f:1"), ("3", "f:2"), ("4", "f:3"), ("6000", "f:4")]
+    write_mds.write_shards(
+        make(tmp_path / "a"),
+        documents,
+        stub(100),
+        readers.Tally(),
+        size_limit=1024,
+        compression="zstd",
+    )
+    index = json.loads((tmp_path / "a" / "index.json").read_text())
+    assert [entry["samples"] for entry in index["shards"]] == [1, 2, 1]
+    assert [len(ids) for ids in stored(tmp_path / "a")] == [5000, 3, 4, 6000]
+
+
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
-    tokenizer = stub(100, size=70_000)
+    tokenizer = stub(70_000)
     write_mds.write_shards(
         make(tmp_path / "a"),
         [("5", "f:1")],
@@ -240,7 +244,3 @@ def test_impossible_commands_are_refused(made, capsys, monkeypatch, tmp_path, ar
     assert write_mds.main(["--tokenizer", str(made / "tok"), *arguments]) == 2
     assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_tokenizers_type_is_the_loaders():
-    assert {"dtype", "vocab_size", "encode_batch"} <= set(dir(Tokenizer))

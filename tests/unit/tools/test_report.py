@@ -323,6 +323,21 @@ def test_spike_of_one_step_survives_in_curve_and_table(tmp_path: Path) -> None:
     assert "<td>9.750</td>" in page
 
 
+def test_smoothed_curve_starts_at_the_first_loss_and_ignores_a_spike(tmp_path: Path) -> None:
+    losses = [2.0 + 8.0 * 0.97**step for step in range(400)]
+    losses[300] += 5.0
+    lines = [train_line(step, loss=loss) for step, loss in enumerate(losses, 1)]
+    page = page_of(run_folder(tmp_path / "run", lines))
+    [plot] = re.findall(r'<svg class="plot"[^>]*aria-labelledby="loss-tokens.*?</svg>', page, re.S)
+    low, high = (float(re.findall(rf'data-{k}="([^"]*)"', plot)[0]) for k in ("y0", "y1"))
+    scale = charts.YScale(low, high, 'data-log="1"' in plot)
+    [curve] = re.findall(r'data-label="training" d="([^"]*)"', plot)
+    heights = [float(point.split(",")[1]) for point in re.findall(r"[\d.]+,[\d.]+", curve)]
+    assert heights[0] == pytest.approx(scale(losses[0]), abs=0.1)
+    assert heights == sorted(heights)  # downwards on the page, all the way
+    assert heights[-1] == pytest.approx(scale(2.0), abs=2.0)
+
+
 def test_downsampling_keeps_extremes_sums_and_order() -> None:
     curves = Downsampled(max_buckets=50)
     values = [((step * 7919) % 1009) / 10 for step in range(12_345)]

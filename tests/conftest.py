@@ -1,0 +1,201 @@
+"""Small data that every kind of test trains on, and runs in processes that need not import torch anew."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded; several ranks share the cores here
+
+STREAMS = {"code": 160, "prose": 90, "science": 40}
+"""Documents of each training stream."""
+
+
+@dataclass
+class Tiny:
+    """A small corpus, its tokenizer, and a recipe that trains on it in seconds."""
+
+    folder: Path
+    recipe: dict
+
+    def write(self, path: Path, **changes: object) -> Path:
+        """Write the recipe, with dotted keys changed (`phases__slots` is the first phase's)."""
+        recipe = json.loads(json.dumps(self.recipe))
+        for key, value in changes.items():
+            target = recipe
+            *parents, last = key.split("__")
+            for part in parents:
+                target = target.setdefault(part, {}) if part != "phases" else target[part][0]
+            target[last] = value
+        path.write_text(yaml.safe_dump(recipe))
+        return path
+
+
+def documents(stream: str, count: int) -> list[str]:
+    """Return made-up text: sentences of a few words, lengths from one word to thousands."""
+    generator = np.random.default_rng(sum(map(ord, stream)))
+    words = [f"{stream[:2]}{chr(97 + n % 26)}{chr(97 + n // 26)}" for n in range(60)]
+    texts = []
+    for _ in range(count):
+        length = max(1, int(generator.lognormal(3.2, 1.0)))
+        picked = generator.zipf(1.5, size=length) % len(words)
+        texts.append(" ".join(words[n] for n in picked))
+    return texts
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    import train_tokenizer
+    import write_mds
+
+    folder = tmp_path_factory.mktemp("tiny")
+    texts = {stream: documents(stream, count) for stream, count in STREAMS.items()}
+    texts["code"] += ["", "x", "long " * 50_000]
+    texts["heldout"] = documents("prose", 30)
+    for stream, lines in texts.items():
+        with (folder / f"{stream}.jsonl").open("w") as file:
+            file.writelines(json.dumps({"text": text}) + "\n" for text in lines)
+    trained = train_tokenizer.main(
+        ["--vocab-size", "512", "--out", str(folder / "tokenizer"), "--input"]
+        + [str(folder / f"{stream}.jsonl") for stream in STREAMS]
+    )
+    assert trained == 0
+    datasets = [f"{folder}/mds/{stream}={folder}/{stream}.jsonl" for stream in texts]
+    written = write_mds.main(
+        ["--tokenizer", str(folder / "tokenizer"), "--size-limit", "2kb"]
+        + [word for dataset in datasets for word in ("--dataset", dataset)]
+    )
+    assert written == 0
+    recipe = {
+        "run_name": "tiny",
+        "runs_dir": str(folder / "runs"),
+        "cache_dir": str(folder / "cache"),
+        "tokenizer": str(folder / "tokenizer"),
+        "model": {
+            "layers": 3,
+            "hidden_size": 32,
+            "heads": 2,
+            "intermediate_size": 48,
+            "local_window": 16,
+            "attention_dropout": 0.1,
+        },
+        "optimizer": {"lr": 1e-3},
+        "data": {
+            "streams": {stream: {"path": f"{folder}/mds/{stream}"} for stream in STREAMS},
+            "lanes": 4,
+            "workers": 1,
+            "buffer_rows": 2,
+        },
+        "phases": [
+            {
+                "name": "pretrain",
+                "slots": 24 * 4 * 512,
+                "sequence_length": 64,
+                "row_tokens": 512,
+                "batch_rows": 4,
+                "mixture": {"code": 0.5, "prose": 0.3, "science": 0.2},
+                "schedule": {"warmup": 4096, "decay": 8192},
+            }
+        ],
+        "evaluation": {
+            "streams": {"heldout": {"path": f"{folder}/mds/heldout", "domain": "prose"}},
+            "every_steps": 10,
+            "rows": 2,
+        },
+        "checkpoint": {"every_steps": 5},
+        "logging": {"wandb": {"mode": "disabled"}},
+    }
+    return Tiny(folder, recipe)
+
+
+def _train_in_child(arguments: list[str], environment: dict[str, str], log: str) -> None:
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from restomod.cli import train_main
+
+    sys.exit(train_main(arguments))
+
+
+class Trainings:
+    """Starts `train.py` in children of a process that has imported everything once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started = 0
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["restomod.train.builder"])
+
+    def __call__(
+        self,
+        *arguments: object,
+        world_size: int = 1,
+        kill_when: Callable[[], bool] | None = None,
+    ) -> tuple[int, str]:
+        """Run to the end, or until `kill_when` holds; return the exit code and what was printed."""
+        self._started += 1
+        log = self._folder / f"{self._started}.log"
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        ranks = []
+        for rank in range(world_size):
+            environment: dict[str, str] = {}
+            if world_size > 1:
+                environment |= {
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(world_size),
+                    "LOCAL_WORLD_SIZE": str(world_size),
+                    "NODE_RANK": "0",
+                    "MASTER_ADDR": "localhost",
+                    "MASTER_PORT": str(port),
+                }
+            ranks.append(
+                self._context.Process(
+                    target=_train_in_child,
+                    args=([str(a) for a in arguments], environment, str(log)),
+                )
+            )
+            ranks[-1].start()
+        if kill_when is not None:
+            while ranks[0].is_alive() and not kill_when():
+                time.sleep(0.005)
+            for rank in ranks:
+                os.kill(rank.pid, signal.SIGKILL)
+        for rank in ranks:
+            rank.join(timeout=300)
+        codes = [rank.exitcode for rank in ranks]
+        text = log.read_text() if log.exists() else ""
+        assert len(set(codes)) == 1, f"ranks ended with {codes}:\n{text}"
+        return codes[0], text
+
+
+@pytest.fixture(scope="session")
+def train(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    return Trainings(tmp_path_factory.mktemp("logs"))
+
+
+def metrics(run_folder: Path, event: str = "train") -> list[dict]:
+    """Return a run's metrics of one kind, in order."""
+    path = run_folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = [
+        json.loads(line) for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
+    ]
+    return [line for line in lines if line["event"] == event]

@@ -1,0 +1,65 @@
+"""Ranks and micro-batches decide who computes what, and nothing else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Tiny, Trainings, metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def single(tiny: Tiny, train: Trainings, tmp_path_factory: pytest.TempPathFactory):
+    recipe = tiny.write(tmp_path_factory.mktemp("recipe") / "recipe.yaml")
+    code, text = train(recipe, "run_name=single")
+    assert code == 0, text
+    return recipe, metrics(tiny.folder / "runs" / "single")
+
+
+def assert_same(lines, expected):
+    assert len(lines) == len(expected) == 24
+    for line, other in zip(lines, expected, strict=True):
+        for key in ("step", "data_digest", "real_tokens", "masked_tokens", "epochs", "mixture"):
+            assert line[key] == other[key], (line["step"], key)
+    for line, other in zip(lines[:20], expected[:20], strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("world_size", "rows"), [(1, 2), (2, 1), (2, 2), (4, 1)])
+def test_ranks_and_micro_batches_change_no_loss(tiny, train, single, world_size, rows):
+    recipe, expected = single
+    name = f"world-{world_size}-{rows}"
+    code, text = train(
+        recipe, f"run_name={name}", f"phases.0.micro_batch_rows={rows}", world_size=world_size
+    )
+    assert code == 0, text
+    assert_same(metrics(tiny.folder / "runs" / name), expected)
+
+
+def test_run_goes_on_with_another_number_of_ranks(tiny, train, single):
+    recipe, expected = single
+    folder = tiny.folder / "runs" / "elastic"
+    code, _ = train(
+        recipe, "run_name=elastic", world_size=2, kill_when=lambda: len(metrics(folder)) >= 8
+    )
+    assert code == -9
+    code, text = train(recipe, "run_name=elastic")
+    assert code == 0, text
+    assert_same(metrics(folder), expected)
+
+
+def test_torchrun_starts_two_ranks(tiny, single):
+    recipe, expected = single
+    torchrun = Path(sys.executable).with_name("torchrun")
+    done = subprocess.run(
+        [torchrun, "--nproc-per-node=2", ROOT / "train.py", recipe, "run_name=torchrun"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(metrics(tiny.folder / "runs" / "torchrun"), expected)

@@ -1,0 +1,132 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from restomod.config import StreamConfig
+from restomod.data.shards import ShardedDataset
+from restomod.errors import UserError
+
+
+@pytest.fixture
+def copy(tiny, tmp_path):
+    """A copy of a data set that a test may damage, and how to open it."""
+    shutil.copytree(tiny.folder / "mds" / "prose", tmp_path / "mds")
+
+    def open_it():
+        return ShardedDataset("prose", StreamConfig(path=str(tmp_path / "mds")), tmp_path / "cache")
+
+    return tmp_path / "mds", open_it
+
+
+def all_tokens(dataset):
+    return [
+        dataset.tokens(shard, n).tolist()
+        for shard, count in enumerate(dataset.shard_documents)
+        for n in range(count)
+    ]
+
+
+def test_reads_what_streaming_reads(copy):
+    from streaming.base.format.mds.reader import MDSReader
+
+    folder, open_it = copy
+    dataset = open_it()
+    ours = all_tokens(dataset)
+    cache = next((folder.parent / "cache" / "shards").iterdir())
+    theirs = []
+    for entry in json.loads((folder / "index.json").read_text())["shards"]:
+        reader = MDSReader.from_json(str(cache), None, entry)
+        reader.split = ""
+        theirs += [reader[n]["tokens"].tolist() for n in range(entry["samples"])]
+    assert ours == theirs
+    assert dataset.documents == len(ours)
+    assert dataset.attributes.tokens == sum(map(len, ours))
+
+
+def test_reads_other_columns_and_types(tmp_path):
+    from streaming import MDSWriter
+
+    columns = {"id": "str", "input_ids": "ndarray:int64", "weight": "float32"}
+    expected = [np.arange(n + 1, dtype=np.int64) * 1000 for n in range(300)]
+    with MDSWriter(out=str(tmp_path / "mds"), columns=columns, hashes=["xxh64"]) as writer:
+        for n, tokens in enumerate(expected):
+            writer.write({"id": "x" * n, "input_ids": tokens, "weight": 1.0})
+    dataset = ShardedDataset("s", StreamConfig(path=str(tmp_path / "mds")), tmp_path / "cache")
+    assert all_tokens(dataset) == [tokens.tolist() for tokens in expected]
+    assert not dataset.attributes.exact
+    counted = sum(map(len, expected))
+    assert counted <= dataset.attributes.tokens <= counted * 2.1  # the other columns count too
+
+
+def test_flipped_byte_names_file_and_stream(copy):
+    folder, open_it = copy
+    shard = sorted(folder.glob("*.zstd"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{shard.name}.*stream prose.*damaged"):
+        open_it().tokens(0, 0)
+
+
+def test_damaged_cache_is_unpacked_again(copy):
+    _, open_it = copy
+    expected = all_tokens(open_it())
+    for cached in (copy[0].parent / "cache").rglob("*.mds"):
+        cached.write_bytes(cached.read_bytes()[:-3] + b"abc")
+    assert all_tokens(open_it()) == expected
+
+
+def test_missing_shard_names_file(copy):
+    folder, open_it = copy
+    shard = sorted(folder.glob("*.zstd"))[1]
+    shard.unlink()
+    with pytest.raises(UserError, match=rf"{shard.name}.*the shard is missing"):
+        open_it().tokens(1, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("nonsense", "is not an MDS index"),
+        ('{"shards": []}', "holds no documents"),
+        ('{"shards": [{"samples": 3}]}', "is not an MDS index"),
+    ],
+)
+def test_broken_index_is_refused(copy, content, message):
+    folder, open_it = copy
+    (folder / "index.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        open_it()
+
+
+def test_token_counts_agree_with_the_recorded_ones(copy):
+    folder, open_it = copy
+    recorded = open_it().token_counts(512)
+    (folder / "token_counts.npy").unlink()
+    assert (open_it().token_counts(512) == recorded).all()
+
+
+def test_remote_data_is_downloaded_by_streaming(copy, tmp_path, monkeypatch):
+    from streaming.base.storage import download
+
+    folder, open_it = copy
+
+    class Shelf(download.LocalDownloader):
+        """A remote of its own scheme whose objects are files."""
+
+        @staticmethod
+        def _client_identifier():
+            return "shelf"
+
+        def _download_file_impl(self, remote, local, timeout):
+            shutil.copyfile(folder / remote.rpartition("/")[2], local)
+
+    monkeypatch.setitem(download.DOWNLOADER_MAPPINGS, "shelf", Shelf)
+    remote = ShardedDataset("prose", StreamConfig(path="shelf://bucket/mds"), tmp_path / "far")
+    assert all_tokens(remote) == all_tokens(open_it())
+    next(folder.glob("*.zstd")).unlink()
+    emptied = ShardedDataset("prose", StreamConfig(path="shelf://bucket/mds"), tmp_path / "anew")
+    with pytest.raises(UserError, match=r"shard.*stream prose.*cannot be downloaded"):
+        all_tokens(emptied)

@@ -1,0 +1,48 @@
+import math
+
+import pytest
+
+from restomod.config import PhaseConfig, ScheduleConfig
+from restomod.optim.schedules import step_factor, trapezoid
+
+TOTAL = 1000
+
+
+def schedule(**changes):
+    return ScheduleConfig(**{"warmup": "100", "decay": "400", **changes})
+
+
+@pytest.mark.parametrize(
+    ("slots", "factor"),
+    [(-5, 0), (0, 0), (25, 0.25), (99, 0.99), (100, 1), (350, 1), (600, 1), (2000, 0)],
+)
+def test_warmup_and_plateau(slots, factor):
+    assert trapezoid(slots, TOTAL, schedule()) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize("passed", [0.0, 0.01, 0.25, 0.5, 0.99, 1.0])
+@pytest.mark.parametrize("final", [0.0, 0.001, 0.5])
+def test_decay_follows_its_closed_form(passed, final):
+    slots = 600 + 400 * passed
+    linear = trapezoid(slots, TOTAL, schedule(decay_shape="linear", final_factor=final))
+    root = trapezoid(slots, TOTAL, schedule(final_factor=final))
+    assert linear == pytest.approx(final + (1 - final) * (1 - passed))
+    assert root == pytest.approx(final + (1 - final) * (1 - math.sqrt(passed)))
+
+
+def test_no_warmup_and_no_decay_is_constant():
+    constant = schedule(warmup="0", decay="0")
+    assert {trapezoid(slots, TOTAL, constant) for slots in range(0, 1001, 10)} == {1.0}
+
+
+def test_steps_take_the_middle_of_their_slots():
+    phase = PhaseConfig(slots="1000", row_tokens=100, batch_rows=1, schedule=schedule())
+    factors = [step_factor(step, phase) for step in range(phase.steps)]
+    assert len(factors) == 10
+    assert factors[0] == pytest.approx(0.5)
+    assert factors[1:6] == [1.0] * 5
+    assert factors[-1] == pytest.approx(1 - math.sqrt(350 / 400))
+
+
+def test_phase_is_rounded_up_to_whole_batches():
+    assert PhaseConfig(slots="1001", row_tokens=100, batch_rows=1).steps == 11

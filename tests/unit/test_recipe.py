@@ -1,0 +1,209 @@
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from restomod import config
+from restomod.config import parse_slots
+from restomod.errors import UserError
+from restomod.recipe import check_world, flatten, load_recipe, save_recipe
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = sorted((ROOT / "yamls" / "recipes").glob("*.yaml"))
+
+GOOD = """\
+run_name: good
+tokenizer: somewhere
+data:
+  streams:
+    web: {path: data/web}
+    code: {path: data/code}
+phases:
+  - name: pretrain
+    slots: 100M
+    mixture: {web: 0.7, code: 0.3}
+"""
+
+
+@pytest.fixture
+def good(tmp_path):
+    path = tmp_path / "good.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def refused(*paths, overrides=()):
+    with pytest.raises(UserError) as error:
+        load_recipe(list(paths), list(overrides))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_recipe_is_valid(path):
+    recipe = load_recipe([path])
+    check_world(recipe, 1)
+
+
+def test_overrides_win_and_later_files_win(good, tmp_path):
+    more = tmp_path / "more.yaml"
+    more.write_text("optimizer: {lr: 1e-4}\nseed: 3\n")
+    recipe = load_recipe(
+        [good, more], ["optimizer.lr=1e-3", "phases.pretrain.slots=2.5K", "phases.0.batch_rows=8"]
+    )
+    assert recipe.optimizer.lr == 1e-3
+    assert recipe.seed == 3
+    assert recipe.phases[0].slots == "2.5K"
+    assert recipe.phases[0].batch_rows == 8
+    assert recipe.phases[0].mixture == {"web": 0.7, "code": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "optimizer.lrr=1",
+            "command line: optimizer.lrr: unknown key (value 1); did you mean `optimizer.lr`?",
+        ),
+        ("lr=1", "command line: lr: unknown key (value 1); did you mean `optimizer.lr`?"),
+        ("model.layers=many", "model.layers: 'many' is text, a whole number is expected"),
+        ("model.layers=2.5", "model.layers: 2.5 is number, a whole number is expected"),
+        ("optimizer.lr=true", "optimizer.lr: True is true/false, a number is expected"),
+        ("optimizer.lr=.inf", "optimizer.lr: inf is number, a finite number is expected"),
+        ("optimizer.lr=", "optimizer.lr: '' is text, a number is expected"),
+        ("optimizer.lr=null", "optimizer.lr: None is nothing, a number is expected"),
+        ("phases=3", "phases: 3 is whole number, a list is expected"),
+        ("data.streams.web=7", "data.streams.web: 7 is whole number, a mapping is expected"),
+        ("device=tpu", "device: 'tpu' is not one of auto, cpu, cuda"),
+        ("phases.0.slots=50X", "phases.0.slots: `50X` is not a number of slots"),
+        ("phases.0.slots=0", "phases.0.slots: is missing"),
+        ("phases.0.mixture={wb: 1}", "no such stream in data.streams; did you mean `web`?"),
+        ("phases.0.mixture.web=-1", "a share is not negative"),
+        ("phases.0.row_tokens=100", "phases.0.row_tokens: 100 is less than sequence_length 1024"),
+        ("phases.0.schedule.warmup=1B", "phases.0.schedule: warmup 1B and decay 0 exceed 100M"),
+        ("phases.0.mask.rate=1.0", "phases.0.mask.rate: 1.0: must lie in (0, 1)"),
+        ("phases.later.slots=1", "no phase later; there is ['pretrain']"),
+        ("model.heads=7", "7 heads do not cut hidden_size 768 into even head sizes"),
+        ("model.local_window=127", "model.local_window: 127: must be even"),
+        ("run_name=../up", "run_name: '../up': use letters"),
+        ("optimizer.betas=[0.9]", "optimizer.betas: [0.9]: two numbers"),
+        ("tokenizer=", "tokenizer: is missing"),
+        ("seed=${nothing}", "the recipe does not resolve"),
+        ("nonsense", "`nonsense` is not an override; write key=value"),
+    ],
+)
+def test_mistakes_are_named(good, override, expected):
+    assert expected in refused(good, overrides=[override])
+
+
+def test_mistakes_in_a_file_carry_file_and_line(good):
+    good.write_text(GOOD + "model:\n  layers: 4\n  headss: 3\nsede: 4\n")
+    message = refused(good)
+    assert f"{good}:13: model.headss: unknown key (value 3); did you mean `model.heads`?" in message
+    assert f"{good}:14: sede: unknown key (value 4); did you mean `seed`?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1\nb: 2\n", ":2:2: is not valid YAML"),
+        ("a: 1\na: 2\n", ":2:1: is not valid YAML: found duplicate key a"),
+        ("- 1\n", "a recipe is a mapping"),
+        ("just words\n", "a recipe is a mapping"),
+        ("\t\n", "is not valid YAML"),
+    ],
+)
+def test_broken_yaml_names_file_and_line(good, text, expected):
+    good.write_text(text)
+    message = refused(good)
+    assert message.startswith(str(good))
+    assert expected in message
+
+
+def test_missing_file_is_named(tmp_path):
+    assert "nowhere.yaml: cannot be read" in refused(tmp_path / "nowhere.yaml")
+
+
+def test_world_that_does_not_divide_names_the_nearest(good):
+    recipe = load_recipe([good], ["data.lanes=12", "phases.0.batch_rows=10"])
+    check_world(recipe, 2)
+    with pytest.raises(UserError) as error:
+        check_world(recipe, 8)
+    message = str(error.value)
+    assert (
+        "12 lanes cannot be shared by 8 ranks; use 6 or 12 ranks, or, for a new run, 8 or 16 lanes"
+        in message
+    )
+    assert "10 rows are not divided by 8 ranks x 1 rows of a micro-batch; use 8 or 16" in message
+    recipe.phases[0].micro_batch_rows = 4
+    with pytest.raises(UserError, match="use 8 or 16"):
+        check_world(recipe, 2)
+
+
+def test_saved_recipe_loads_as_the_same(good, tmp_path):
+    recipe = load_recipe([good])
+    save_recipe(recipe, tmp_path / "saved.yaml")
+    assert load_recipe([tmp_path / "saved.yaml"]) == recipe
+    assert yaml.safe_load((tmp_path / "saved.yaml").read_text())["phases"][0]["name"] == "pretrain"
+    assert flatten(recipe)["phases.pretrain.mask.rate"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "slots"),
+    [
+        ("1_200_000", 1_200_000),
+        ("50B", 50 * 10**9),
+        ("1.719T", 1_719 * 10**9),
+        (7, 7),
+        ("2.5K", 2500),
+    ],
+)
+def test_slots_are_exact(text, slots):
+    assert parse_slots(text) == slots
+
+
+@pytest.mark.parametrize("text", ["", "B", "-3", "1e9", "0.5", "1.2345K", "5 apples"])
+def test_slots_that_are_none(text):
+    with pytest.raises(ValueError, match="not a"):
+        parse_slots(text)
+
+
+def test_every_option_has_a_reader():
+    """Each field of the schema is read by something other than the checks of it."""
+    sources = "".join(
+        path.read_text() for path in (ROOT / "src").rglob("*.py") if path.name != "recipe.py"
+    )
+    sections = [kind for name, kind in vars(config).items() if name.endswith("Config")]
+    assert len(sections) == 13
+    for section in [*sections, config.Recipe]:
+        for field in dataclasses.fields(section):
+            assert re.search(rf"\.{field.name}(_slots)?\b", sources), (section, field.name)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["RECIPE", "optimizer.lrr=1"], ["RECIPE"]])
+def test_help_and_mistakes_import_no_torch(good, arguments, tmp_path):
+    script = (
+        "import json, sys\nfrom restomod.cli import train_main\n"
+        "try:\n    code = train_main(json.loads(sys.argv[1]))\n"
+        "except SystemExit as exit:\n    code = exit.code\n"
+        "print([m for m in ('torch', 'composer', 'streaming', 'transformers') if m in sys.modules])\n"
+        "sys.exit(code)"
+    )
+    words = [str(good) if word == "RECIPE" else word for word in arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    assert done.returncode == (0 if arguments == ["--help"] else 2), done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good.yaml"]

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+
+from restomod.data.sources import open_sources
+from restomod.recipe import load_recipe
+from restomod.tools.plan import parameters, plan
+
+SHIPPED = sorted((Path(__file__).parents[3] / "yamls" / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_shipped_recipe_is_planned_even_without_its_data(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = plan(load_recipe([path]), 1)
+    assert "not here" in text
+    assert "steps of" in text
+
+
+def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):
+    recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml")])
+    text = plan(recipe, 2)
+    assert "24 steps of 2,048 slots (4 rows of 512), 49,152 in all" in text
+    assert "each of 2 ranks: 2 micro-batches of 1 rows; 4 lanes, 2 of them each" in text
+    tokens = open_sources(recipe).streams["prose"].attributes.tokens
+    assert f"{tokens:,} tokens, {0.3 * 49_152 / tokens:.2f} epochs" in text
+    assert "fewer than 27 mean chunks" in text
+
+
+def test_parameters_are_those_of_the_model(tiny, tmp_path):
+    from restomod.train.builder import build_model
+
+    recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml")])
+    sources = open_sources(recipe)
+    model = build_model(recipe, recipe.phases[0], sources)
+    counted = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(parameters(recipe.model, sources.tokenizer.vocab_size)) == counted
+
+
+def test_modernbert_base_and_large_have_the_published_size():
+    from restomod.config import ModelConfig
+
+    assert sum(parameters(ModelConfig(), 50_368)) == 149_655_232
+    large = ModelConfig(layers=28, hidden_size=1024, heads=16, intermediate_size=2624)
+    assert sum(parameters(large, 50_368)) == 395_881_664
