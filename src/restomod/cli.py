@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +100,9 @@ def _positive(text: str) -> int:
 
 
 def _log_to_stderr() -> None:
-    """Show our messages from rank 0, warnings from every rank."""
+    """Show our messages from rank 0, warnings from every rank, and no warnings of libraries about
+    their own ways."""
+    warnings.filterwarnings("ignore", module=r"(pydantic|composer|torchmetrics|torch|wandb)\b")
     rank = int(os.environ.get("RANK", "0"))
     handler = logging.StreamHandler()
     handler.setFormatter(

@@ -19,6 +19,7 @@ from restomod.data.sources import Sources, open_sources
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
 from restomod.model.encoder import MaskedLM
+from restomod.tools.export import how_to_load
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model, run_recipe
 from restomod.train.builder import unigram
@@ -39,8 +40,12 @@ def evaluate_run(folder: Path) -> str:
     sources = open_sources(recipe)
     model = load_model(folder)
     results = evaluation(model, recipe, sources)
+    exported = folder / "exported"
+    if exported.is_dir():
+        results["exported"] = str(exported)
     (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
-    return summary(results) + f"\nreport: {write_report(folder)}\n"
+    text = summary(results) + f"\nreport: {write_report(folder)}\n"
+    return text + (how_to_load(exported) if exported.is_dir() else "")
 
 
 def evaluation(model: MaskedLM, recipe: Recipe, sources: Sources) -> dict[str, Any]:

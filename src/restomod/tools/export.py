@@ -13,8 +13,13 @@ def export_run(run: Path, out: Path) -> str:
     model = load_model(run)
     tokenizer = run / "tokenizer"
     save_transformers(model, out, tokenizer if tokenizer.is_dir() else None)
+    return how_to_load(out)
+
+
+def how_to_load(out: Path) -> str:
+    """Return where the exported model is, and the code that loads it."""
     return (
-        f"exported to {out}; load it with\n\n"
+        f"exported model: {out}; load it with\n\n"
         "    from transformers import AutoModelForMaskedLM, AutoTokenizer\n"
         f'    model, tokenizer = AutoModelForMaskedLM.from_pretrained("{out}"), '
         f'AutoTokenizer.from_pretrained("{out}")\n'

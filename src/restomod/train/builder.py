@@ -25,6 +25,7 @@ from restomod.data.batch import Batch
 from restomod.data.loader import Loader
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
+from restomod.data.tokenizer import Tokenizer
 from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import EncoderConfig, MaskedLM
 from restomod.model.init import initialize, set_decoder_bias
@@ -78,6 +79,7 @@ class Schedule(Callback):
 def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     """Find what to resume from and read the held-out rows; raises UserError, writes nothing but
     unpacked shards into the cache."""
+    choose_device(recipe)
     resumed = newest_checkpoint(recipe.run_folder)
     changed = []
     if resumed:
@@ -209,7 +211,7 @@ def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) ->
         folder = run.recipe.run_folder
         folder.mkdir(parents=True, exist_ok=True)
         save_recipe(run.recipe, folder / "config.yaml")
-        _copy_tokenizer(Path(run.recipe.tokenizer), folder / "tokenizer")
+        _keep_tokenizer(Path(run.recipe.tokenizer), run.sources.tokenizer, folder / "tokenizer")
     world_size = dist.get_world_size()
     if run.resumed:
         manifest = run.resumed[1]
@@ -228,14 +230,27 @@ def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) ->
         metrics.write("start", step=0, world_size=world_size)
 
 
-def _copy_tokenizer(source: Path, folder: Path) -> None:
-    """Keep the tokenizer's files with the run, for export."""
+def _keep_tokenizer(source: Path, tokenizer: Tokenizer, folder: Path) -> None:
+    """Keep the tokenizer's files with the run, for export; a bare tokenizer.json gets the
+    configuration that tells transformers which special token plays which role."""
     folder.mkdir(exist_ok=True)
-    files = source.iterdir() if source.is_dir() else [source]
-    for file in files:
-        if file.is_file() and file.suffix in (".json", ".txt", ".model"):
-            target = "tokenizer.json" if source.is_file() else file.name
-            shutil.copyfile(file, folder / target)
+    if source.is_dir():
+        for file in source.iterdir():
+            if file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja"):
+                shutil.copyfile(file, folder / file.name)
+    else:
+        shutil.copyfile(source, folder / "tokenizer.json")
+    config = folder / "tokenizer_config.json"
+    if not config.exists():
+        ids = {
+            "cls_token": tokenizer.cls_id,
+            "sep_token": tokenizer.sep_id,
+            "pad_token": tokenizer.pad_id,
+            "mask_token": tokenizer.mask_id,
+            "unk_token": tokenizer.unk_id,
+        }
+        names = {k: tokenizer.backend.id_to_token(i) for k, i in ids.items() if i is not None}
+        config.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
 
 
 def _loggers(recipe: Recipe) -> list[Any]:

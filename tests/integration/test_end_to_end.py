@@ -1,0 +1,125 @@
+"""From a trained run to the numbers, the report and the exported folder."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from restomod import cli, load_model
+from tests.conftest import Tiny, Trainings
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Tiny, train: Trainings, tmp_path_factory: pytest.TempPathFactory):
+    recipe = tiny.write(tmp_path_factory.mktemp("recipe") / "recipe.yaml")
+    code, text = train(
+        recipe, "run_name=whole", "logging.wandb.mode=offline", "init.log_unigram_bias=true"
+    )
+    assert code == 0, text
+    return tiny.folder / "runs" / "whole"
+
+
+def restomod(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["restomod", *map(str, arguments)])
+    code = cli.main()
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_export_loads_in_transformers_with_the_same_logits(run, monkeypatch, capsys):
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    code, out, err = restomod(monkeypatch, capsys, "export", run)
+    assert code == 0, err
+    assert "AutoModelForMaskedLM.from_pretrained" in out
+    theirs = AutoModelForMaskedLM.from_pretrained(
+        run / "exported", attn_implementation="sdpa"
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(run / "exported")
+    assert tokenizer.mask_token == "[MASK]"
+    ours = load_model(run)
+    exported = load_model(run / "exported")
+    for name, weight in ours.state_dict().items():
+        assert torch.equal(weight, exported.state_dict()[name]), name
+    generator = torch.Generator().manual_seed(0)
+    lengths = [1, 2, 17, 200, 1024]
+    ids = torch.randint(5, tokenizer.vocab_size, (sum(lengths),), generator=generator)
+    bounds = torch.tensor([0, *torch.tensor(lengths).cumsum(0)])
+    with torch.no_grad():
+        packed = ours.logits(ids, bounds)
+        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            alone = theirs(input_ids=ids[None, begin:end]).logits[0]
+            torch.testing.assert_close(packed[begin:end], alone, atol=1e-4, rtol=0)
+
+
+def test_eval_prints_and_stores_numbers_beside_the_unigram(run, monkeypatch, capsys):
+    code, out, err = restomod(monkeypatch, capsys, "eval", run)
+    assert code == 0, err
+    stored = json.loads((run / "evaluation.json").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["event"] == "eval"][-1]["domains"]
+    for domain in ("prose", "all"):
+        assert stored["domains"][domain]["loss"] == pytest.approx(last[domain]["loss"], abs=1e-6)
+        assert stored["domains"][domain]["unigram_loss"] > 0
+        assert f"{stored['domains'][domain]['loss']:.3f}" in out
+    assert "report.html" in out
+
+
+def test_bias_starts_at_the_unigram(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if line["event"] == "train")
+    assert first["loss"] < 5.5  # ln(512) is 6.24
+
+
+def test_wandb_run_is_offline_and_holds_the_metrics(run):
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
+    store = DataStore()
+    store.open_for_scan(str(file))
+    keys = set()
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        keys |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+    assert {"train/loss", "train/tokens_per_s", "mixture/code", "eval/prose/loss"} <= keys
+
+
+def test_metrics_carry_every_documented_field(run):
+    from pathlib import Path
+
+    documented = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
+        for key in line:
+            assert f"`{key}`" in documented, key
+
+
+def test_metrics_are_consistent(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["event"] == "train"]
+    for n, line in enumerate(train, 1):
+        assert line["step"] == n
+        assert line["tokens"] == n * 2048
+        assert 0.5 < line["packing_efficiency"] <= 1
+        assert 0 <= line["data_wait_fraction"] < 1
+        assert line["tokens_per_s"] > 0
+        assert 0 < line["mfu"] < 2
+        assert sum(line["mixture"].values()) == pytest.approx(1)
+    assert train[-1]["real_tokens"] == pytest.approx(
+        sum(line["packing_efficiency"] * 2048 for line in train), abs=1
+    )
+    assert 0.2 < train[-1]["masked_tokens"] / train[-1]["real_tokens"] < 0.3
+    times = [line["time_s"] for line in lines]
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("command", ["eval", "export", "report"])
+def test_folder_that_is_no_run_is_refused(command, tmp_path, monkeypatch, capsys):
+    code, out, err = restomod(monkeypatch, capsys, command, tmp_path)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("error: ")
+    assert str(tmp_path) in err
+    assert list(tmp_path.iterdir()) == []
