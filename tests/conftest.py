@@ -1,4 +1,5 @@
-"""Small data that every kind of test trains on, and runs in processes that need not import torch anew."""
+"""Small data that every kind of test trains on, and runs in processes that need not import torch
+anew."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def evaluation(model: MaskedLM, recipe: Recipe, sources: Sources) -> dict[str, A
 
 
 def unigram_baseline(batches: list[Batch], shares: np.ndarray) -> dict[str, float]:
-    """Return loss and accuracy of predicting every masked token by `shares` [V], the ids' frequencies
-    in the training mixture."""
+    """Return loss and accuracy of predicting every masked token by `shares` [V], the ids'
+    frequencies in the training mixture."""
     labels = torch.cat([b["labels"] for b in batches] or [torch.zeros(0, dtype=torch.int64)])
     kept = labels[labels != IGNORED].numpy()
     if len(kept) == 0:

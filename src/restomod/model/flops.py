@@ -19,7 +19,7 @@ def linear_flops_per_token(config: ModelConfig, vocab_size: int, mask_rate: floa
 
 
 def attention_flops_per_token(config: ModelConfig, lengths: Sequence[float]) -> float:
-    """Return training FLOPs of attention, averaged over the tokens of documents of these lengths."""
+    """Return training FLOPs of attention, averaged over the tokens of such documents."""
     tokens = sum(lengths)
     global_layers = -(-config.layers // config.global_every)
     seen_globally = sum(length * length for length in lengths)

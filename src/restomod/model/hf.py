@@ -1,7 +1,7 @@
 """Conversion from and to transformers' `ModernBertForMaskedLM` folders, without transformers.
 
 Enters or leaves: a folder with config.json and safetensors weights. The weights are the same
-numbers under other names. Called by `load_model`, `save_transformers` and the export and import tools.
+numbers under other names. Called by `load_model` and by the export and import tools.
 """
 
 import json
@@ -159,7 +159,7 @@ def transformers_name(name: str) -> str:
 
 
 def transformers_config(config: EncoderConfig) -> dict[str, Any]:
-    """Return the fields of config.json; `layer_types` repeats what global_attn_every_n_layers says."""
+    """Return the fields of config.json; layer_types repeats global_attn_every_n_layers."""
     return {
         "architectures": ["ModernBertForMaskedLM"],
         "model_type": "modernbert",

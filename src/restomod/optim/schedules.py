@@ -8,9 +8,9 @@ from restomod.config import PhaseConfig, ScheduleConfig
 def trapezoid(slots: float, total: float, schedule: ScheduleConfig) -> float:
     """Return the share of the peak rate after `slots` of a phase of `total` slots.
 
-    Linear warm-up from 0, then 1, then a decay to final_factor f over the last `decay` slots, with x the
-    share of them that has passed: linear f + (1 - f)(1 - x), or f + (1 - f)(1 - sqrt(x)) (paper, section
-    2.2.2).
+    Linear warm-up from 0, then 1, then a decay to final_factor f over the last `decay` slots, with
+    x the share of them that has passed: linear f + (1 - f)(1 - x), or f + (1 - f)(1 - sqrt(x))
+    (paper, section 2.2.2).
     """
     slots = min(max(slots, 0.0), total)
     warmup, decay = schedule.warmup_slots, schedule.decay_slots
@@ -24,7 +24,7 @@ def trapezoid(slots: float, total: float, schedule: ScheduleConfig) -> float:
 
 
 def step_factor(step: int, phase: PhaseConfig) -> float:
-    """Return the share of the peak rate for step `step` of the phase (the first is 0): the schedule's
-    value in the middle of the step's slots."""
+    """Return the share of the peak rate for step `step` of the phase (the first is 0): the
+    schedule's value in the middle of the step's slots."""
     total = phase.steps * phase.batch_slots
     return trapezoid((step + 0.5) * phase.batch_slots, total, phase.schedule)

@@ -25,7 +25,6 @@ from restomod.data.batch import Batch
 from restomod.data.loader import Loader
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
-from restomod.data.tokenizer import Tokenizer
 from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import EncoderConfig, MaskedLM
 from restomod.model.init import initialize, set_decoder_bias

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_rows_become_one_batch_of_static_shape():
     assert set(batch["labels"].tolist()[4:]) == {IGNORED}
     assert len(batch["labels"]) == len(batch["masked_positions"]) == masked_slots(128, 0.3)
     assert batch["row_ids"].tolist() == [3, 8]
-    for begin, end in zip(ends[:-1], ends[1:], strict=True):
+    for begin, end in itertools.pairwise(ends):
         assert batch["position_ids"][begin:end].tolist() == list(range(end - begin))
 
 

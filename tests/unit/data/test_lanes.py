@@ -1,6 +1,8 @@
-"""Lanes and loader: what DESIGN calls the global batch as a function, and every token counted once."""
+"""Lanes and loader: what DESIGN calls the global batch as a function, and every token counted
+once."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 from collections import Counter
@@ -130,7 +132,7 @@ def test_rows_are_whole_and_padding_is_neither_masked_nor_counted(opened):
         originals = ids.copy()
         originals[positions] = batch["labels"].numpy()[: len(positions)]
         assert not np.isin(originals[positions], tokenizer.special_ids).any()
-        documents = [originals[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True) if b > a]
+        documents = [originals[a:b] for a, b in itertools.pairwise(ends) if b > a]
         real = [d for d in documents if d[0] != tokenizer.pad_id]
         for document in real:
             assert document[0] == tokenizer.cls_id

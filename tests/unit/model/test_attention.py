@@ -133,6 +133,7 @@ def test_scores_depend_on_relative_positions_only() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("window", [None, 7, 64])
 def test_cuda_kernels_equal_the_reference(window: int | None) -> None:
     qkv, cos, sin, cu_seqlens = (

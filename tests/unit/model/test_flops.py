@@ -59,7 +59,7 @@ def test_attention_counts_the_pairs_that_see_each_other(
 
 
 def test_base_size_agrees_with_the_published_count() -> None:
-    """732 M linear FLOPs per token at base size, head at 30 % (derived from the paper's table 4)."""
+    """732 M linear FLOPs a token at base size, head at 30 % (from the paper's table 4)."""
     assert linear_flops_per_token(ModelConfig(), 50_368, 0.3) == pytest.approx(732e6, rel=0.005)
     ratio = flops_per_token(ModelConfig(), 50_368, [8192], 0.3) / flops_per_token(
         ModelConfig(), 50_368, [1024], 0.3
