@@ -30,8 +30,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python data_prep/harvest.py --out $(DEMO)/corpus
-	$(BIN)/python data_prep/train_tokenizer.py --vocab-size 4096 --out $(DEMO)/tokenizer \
+	$(BIN)/python data_prep/harvest.py --out $(DEMO)/corpus --code-mb 8 --prose-mb 5 --science-mb 5
+	$(BIN)/python data_prep/train_tokenizer.py --vocab-size 2048 --out $(DEMO)/tokenizer \
 	  --input $(foreach d,$(DOMAINS),$(DEMO)/corpus/$(d)/train.jsonl)
 	$(BIN)/python data_prep/write_mds.py --tokenizer $(DEMO)/tokenizer \
 	  $(foreach d,$(DOMAINS),$(foreach s,train heldout,\

@@ -1,11 +1,13 @@
 """Our training step beside transformers' ModernBertForMaskedLM, on the CPU, in one run.
 
-Both train the same sizes on the same documents: ours packed, theirs padded to the longest of the batch
-(sdpa), as shipped (logits at every position) and with sparse_prediction. A step is forward, backward and
-optimizer (our StableAdamW; torch's fused AdamW for theirs). Steps are timed in turns, so that whatever
-else the machine does falls on all; the best and the median of each are reported, beside the machine's
-best torch.mm of the same minutes. Memory reuse (`keep_freed_memory`) is on for all of them, and for
-transformers off as well, as its users have it.
+Both train the same sizes on the same documents: ours packed, theirs padded to the longest of the
+batch (sdpa), as shipped (logits at every position) and with sparse_prediction. A step is forward,
+backward and optimizer (our StableAdamW; torch's fused AdamW for theirs). Steps are timed in turns, so
+that whatever else the machine does falls on all; the best and the median of each are reported, beside
+the machine's best torch.mm of the same minutes. Memory reuse (`keep_freed_memory`) is on for all of
+them, and for transformers off as well, as its users have it.
+
+On a machine that others use, `--threads 1 --clock cpu` counts the seconds that this process had.
 
     python benchmarks/encoder_step.py --sizes 5m,17m --out benchmarks/results/encoder-step-cpu.txt
 """
@@ -33,10 +35,10 @@ from restomod.model.init import initialize
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 
 SIZES = {
-    "5m": {"layers": 6, "hidden_size": 256, "heads": 4, "intermediate_size": 384, "vocab_size": 8192},
-    "17m": {"layers": 8, "hidden_size": 384, "heads": 6, "intermediate_size": 576, "vocab_size": 16384},
-    "150m": {},
-}  # fmt: skip
+    "5m": (6, 256, 4, 384, 8192),
+    "17m": (8, 384, 6, 576, 16_384),
+    "150m": (22, 768, 12, 1152, 50_368),
+}  # layers, hidden size, heads, intermediate size, vocabulary
 DOCUMENTS, LONGEST, MASK_RATE = 16, 1024, 0.3
 Step = Callable[[int], float]
 
@@ -120,16 +122,16 @@ def their_step(config: EncoderConfig, batches: list[list[int]], sparse: bool) ->
     return step
 
 
-def best_mm(seconds: float = 0.4) -> float:
+def best_mm(clock: Callable[[], float], seconds: float = 0.4) -> float:
     """Best FLOP/s of torch.mm over square sizes and a few attempts."""
     best = 0.0
     for n in (1024, 2048):
         a, out = torch.randn(n, n), torch.empty(n, n)
-        end = time.perf_counter() + seconds / 2
-        while time.perf_counter() < end:
-            start = time.perf_counter()
+        end = clock() + seconds / 2
+        while clock() < end:
+            start = clock()
             torch.mm(a, a, out=out)
-            best = max(best, 2 * n**3 / (time.perf_counter() - start))
+            best = max(best, 2 * n**3 / (clock() - start))
     return best
 
 
@@ -142,9 +144,11 @@ def glibc_defaults() -> None:
         libc.malloc_trim(0)
 
 
-def compare(size: str, kind: str, rounds: int) -> list[str]:
+def compare(size: str, kind: str, rounds: int, clock: Callable[[], float]) -> list[str]:
     """Time all contenders on one size and one kind of documents; return lines of a report."""
-    config = EncoderConfig(**SIZES[size], pad_id=0, cls_id=1, sep_id=2)
+    names = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
+    shape = dict(zip(names, SIZES[size], strict=True))
+    config = EncoderConfig(**shape, pad_id=0, cls_id=1, sep_id=2)
     batches = lengths_of(kind, rounds + 1)
     contenders: dict[str, Step] = {
         "restomod": our_step(config, batches),
@@ -164,15 +168,16 @@ def compare(size: str, kind: str, rounds: int) -> list[str]:
             if name == "restomod":
                 for _ in range(2 if n == 0 else 0):  # memory settles
                     step(n)
-                peak = max(peak, best_mm())
-            start = time.perf_counter()
+                peak = max(peak, best_mm(clock))
+            start = clock()
             losses[name] = step(n)
             if n:
-                seconds[name].append((time.perf_counter() - start) / sum(batches[n]))
+                seconds[name].append((clock() - start) / sum(batches[n]))
+    slots = sum(DOCUMENTS * max(batch) for batch in batches[1:])
     lines = [
         f"{size}, {kind} documents: {DOCUMENTS} a batch, {rounds} batches, "
         f"mean length {statistics.mean(x for b in batches[1:] for x in b):.0f}, "
-        f"padded share {1 - sum(map(sum, batches[1:])) / sum(DOCUMENTS * max(b) for b in batches[1:]):.0%}; "
+        f"padding {1 - sum(map(sum, batches[1:])) / slots:.0%} of the padded batches; "
         f"best torch.mm {peak / 1e9:.0f} GFLOP/s",
         f"  {'':<30}{'best':>12}{'median':>12}{'ours / this':>13}{'(median)':>10}  last loss",
     ]
@@ -207,7 +212,7 @@ def machine() -> list[str]:
         names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
         cpu = names[0].split(":")[1].strip() if names else cpu
     return [
-        f"commit {commit or 'unknown'}; torch {torch.__version__}; Python {platform.python_version()}",
+        f"commit {commit or 'unknown'}; torch {torch.__version__}",
         f"{cpu}; {torch.get_num_threads()} threads; float32",
     ]
 
@@ -219,13 +224,17 @@ def main() -> None:
     parser.add_argument("--kinds", default="variable,full")
     parser.add_argument("--rounds", type=int, default=4, help="timed steps of each contender")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
     command = f"python benchmarks/encoder_step.py {' '.join(sys.argv[1:])}"
     lines = [command, *machine()]
     print("\n".join(lines), flush=True)
     for size in arguments.sizes.split(","):
         for kind in arguments.kinds.split(","):
-            report = ["", *compare(size, kind, arguments.rounds)]
+            report = ["", *compare(size, kind, arguments.rounds, clock)]
             print("\n".join(report), flush=True)
             lines += report
     if arguments.out:

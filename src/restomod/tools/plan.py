@@ -90,7 +90,7 @@ def _mixture(recipe: Recipe, phase: PhaseConfig) -> list[str]:
     if chunk_weight and phase.row_tokens < 27 * chunk_tokens / chunk_weight:
         lines.append(
             f"warning: a row of {phase.row_tokens:,} holds fewer than 27 mean chunks of "
-            f"{chunk_tokens / chunk_weight:.0f} tokens: packing stays below 99.9 %"
+            f"{chunk_tokens / chunk_weight:.0f} tokens: packing may stay below 99.9 %"
         )
     return lines
 
