@@ -1,11 +1,11 @@
 """Our training step beside transformers' ModernBertForMaskedLM, on the CPU, in one run.
 
-Both train the same sizes on the same documents: ours packed, theirs padded to the longest of the
+Both train the same sizes on the same documents: ours packed, theirs padded to the longest of a
 batch (sdpa), as shipped (logits at every position) and with sparse_prediction. A step is forward,
 backward and optimizer (our StableAdamW; torch's fused AdamW for theirs). Steps are timed in turns, so
 that whatever else the machine does falls on all; the best and the median of each are reported, beside
 the machine's best torch.mm of the same minutes. Memory reuse (`keep_freed_memory`) is on for all of
-them, and for transformers off as well, as its users have it.
+them; for transformers it is timed off as well, as its users have it.
 
 On a machine that others use, `--threads 1 --clock cpu` counts the seconds that this process had.
 
@@ -39,16 +39,17 @@ SIZES = {
     "17m": (8, 384, 6, 576, 16_384),
     "150m": (22, 768, 12, 1152, 50_368),
 }  # layers, hidden size, heads, intermediate size, vocabulary
-DOCUMENTS, LONGEST, MASK_RATE = 16, 1024, 0.3
+DOCUMENTS = {"variable": 16, "full": 8}  # a batch
+LONGEST, MASK_RATE = 1024, 0.3
 Step = Callable[[int], float]
 
 
 def lengths_of(kind: str, batches: int) -> list[list[int]]:
     """Lengths of the documents of every batch."""
     if kind == "full":
-        return [[LONGEST] * DOCUMENTS] * batches
+        return [[LONGEST] * DOCUMENTS[kind]] * batches
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.empty(batches, DOCUMENTS).log_normal_(5.3, 0.9, generator=generator)
+    drawn = torch.empty(batches, DOCUMENTS[kind]).log_normal_(5.3, 0.9, generator=generator)
     return drawn.long().clamp(2, LONGEST).tolist()
 
 
@@ -173,9 +174,9 @@ def compare(size: str, kind: str, rounds: int, clock: Callable[[], float]) -> li
             losses[name] = step(n)
             if n:
                 seconds[name].append((clock() - start) / sum(batches[n]))
-    slots = sum(DOCUMENTS * max(batch) for batch in batches[1:])
+    slots = sum(DOCUMENTS[kind] * max(batch) for batch in batches[1:])
     lines = [
-        f"{size}, {kind} documents: {DOCUMENTS} a batch, {rounds} batches, "
+        f"{size}, {kind} documents: {DOCUMENTS[kind]} a batch, {rounds} batches, "
         f"mean length {statistics.mean(x for b in batches[1:] for x in b):.0f}, "
         f"padding {1 - sum(map(sum, batches[1:])) / slots:.0%} of the padded batches; "
         f"best torch.mm {peak / 1e9:.0f} GFLOP/s",

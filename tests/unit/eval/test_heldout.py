@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+
+from restomod.data.mlm import IGNORED
+from restomod.data.sources import open_sources
+from restomod.eval.heldout import CONTEXT, evaluation, fill_mask, unigram_baseline
+from restomod.recipe import load_recipe
+from restomod.train.builder import build_model, unigram
+
+
+def test_unigram_baseline_is_the_cross_entropy_of_frequencies():
+    shares = np.array([0.5, 0.25, 0.25])
+    batches = [
+        {"labels": torch.tensor([0, 1, IGNORED])},
+        {"labels": torch.tensor([2, 0, IGNORED, IGNORED])},
+    ]
+    baseline = unigram_baseline(batches, shares)
+    assert baseline["unigram_loss"] == pytest.approx(1.5 * np.log(2))
+    assert baseline["unigram_accuracy"] == 0.5
+
+
+@pytest.fixture
+def built(tiny, tmp_path):
+    recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml", init__log_unigram_bias=True)])
+    sources = open_sources(recipe)
+    return recipe, sources, build_model(recipe, recipe.phases[0], sources)
+
+
+def test_unigram_weighs_streams_by_the_mixture_and_leaves_no_zero(built):
+    recipe, sources, _ = built
+    shares = unigram(recipe.phases[0], sources)
+    assert shares.sum() == pytest.approx(1)
+    assert shares.min() > 0
+    code = sources.streams["code"].token_counts(512)
+    only_code = (code > 0) & (sources.streams["prose"].token_counts(512) == 0)
+    only_code &= sources.streams["science"].token_counts(512) == 0
+    assert shares[only_code].sum() == pytest.approx(
+        0.5 * code[only_code].sum() / code.sum(), rel=0.02
+    )
+
+
+def test_model_with_unigram_bias_scores_as_the_unigram(built):
+    recipe, sources, model = built
+    results = evaluation(model, recipe, sources)["domains"]
+    assert set(results) == {"prose", "all"}
+    assert results["all"]["loss"] == pytest.approx(results["all"]["unigram_loss"], abs=0.05)
+    assert not model.training or model.train()
+
+
+def test_fill_mask_hides_a_word_and_ranks_guesses(built):
+    _, sources, model = built
+    examples = fill_mask(model.eval(), sources.heldout["heldout"], sources.tokenizer, 17)
+    assert examples == fill_mask(model, sources.heldout["heldout"], sources.tokenizer, 17)
+    for example in examples:
+        assert example["text"].count("[MASK]") == 1
+        assert example["expected"].strip().isalpha()
+        chances = [guess["probability"] for guess in example["predictions"]]
+        assert chances == sorted(chances, reverse=True)
+        assert len(chances) == 5
+        assert 0 < sum(chances) <= 1
+    assert len(sources.tokenizer.encode_batch([examples[0]["text"]])[0]) >= CONTEXT / 2
