@@ -25,7 +25,7 @@ def initialize(model: MaskedLM, seed: int) -> None:
         elif name == "head.bias":
             parameter.zero_()
         else:
-            std = STD / math.sqrt(2 * model.config.layers) if name.endswith("Wi.weight") else STD
+            std = STD / math.sqrt(2 * model.config.layers) if name.endswith("Wo.weight") else STD
             values = torch.empty(parameter.shape)
             generator = torch.Generator().manual_seed(_seed_of(seed, name))
             torch.nn.init.trunc_normal_(
