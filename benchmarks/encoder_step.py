@@ -1,36 +1,38 @@
 """Our training step beside transformers' ModernBertForMaskedLM, on the CPU, in one run.
 
-Both train the same sizes on the same documents: ours packed, theirs padded to the longest of a
-batch (sdpa), as shipped (logits at every position) and with sparse_prediction. A step is forward,
-backward and optimizer (our StableAdamW; torch's fused AdamW for theirs). Steps are timed in turns, so
-that whatever else the machine does falls on all; the best and the median of each are reported, beside
-the machine's best torch.mm of the same minutes. Memory reuse (`keep_freed_memory`) is on for all of
-them; for transformers it is timed off as well, as its users have it.
-
-On a machine that others use, `--threads 1 --clock cpu` counts the seconds that this process had.
+Both train the same weights on the same documents, without dropout: ours packed, theirs padded to
+the longest of a batch (sdpa), as shipped (logits at every position) and with sparse_prediction;
+the losses of the first batch must agree. A step is forward and backward; the optimizer is timed by
+itself, ours beside torch's fused AdamW. Steps take turns, so that whatever else the machine does
+falls on all, and best and median of each are reported, beside the machine's best torch.mm of the
+same minutes. Memory reuse (`keep_freed_memory`) is on for all of them.
 
     python benchmarks/encoder_step.py --sizes 5m,17m --out benchmarks/results/encoder-step-cpu.txt
 """
 
 import argparse
-import ctypes
+import os
 import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import ModernBertConfig, ModernBertForMaskedLM
+from transformers import ModernBertForMaskedLM
 
 from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import EncoderConfig, MaskedLM
 from restomod.model.flops import flops_per_token, linear_flops_per_token
+from restomod.model.hf import save_transformers
 from restomod.model.init import initialize
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 
@@ -61,12 +63,9 @@ def documents(lengths: list[int], vocab_size: int, seed: int) -> tuple[Tensor, T
     return ids.masked_fill(masked, 3), ids.masked_fill(~masked, -100)
 
 
-def our_step(config: EncoderConfig, batches: list[list[int]]) -> Step:
-    """Build our model; the step returned trains on batch n and returns the loss."""
-    model = MaskedLM(config)
-    initialize(model, seed=0)
-    model.train()
-    optimizer = StableAdamW(parameter_groups(model, 1e-5), lr=1e-4, lr_max=1e-3)
+def our_step(model: MaskedLM, batches: list[list[int]]) -> Step:
+    """Return a step of our model: it trains on batch n and returns the loss."""
+    config = model.train().config
 
     def step(n: int) -> float:
         lengths = batches[n]
@@ -84,96 +83,98 @@ def our_step(config: EncoderConfig, batches: list[list[int]]) -> Step:
         loss_sum, _, count = model(batch)
         loss = loss_sum / count
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        model.zero_grad()
         return float(loss.detach())
 
     return step
 
 
-def their_step(config: EncoderConfig, batches: list[list[int]], sparse: bool) -> Step:
-    """Build transformers' model of the same size; padded batches, no dropout (its default)."""
-    model = ModernBertForMaskedLM(
-        ModernBertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            pad_token_id=0, cls_token_id=1, bos_token_id=1, sep_token_id=2, eos_token_id=2,
-            sparse_prediction=sparse, reference_compile=False, attn_implementation="sdpa",
-        )
-    ).train()  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+def their_step(model: MaskedLM, batches: list[list[int]], sparse: bool) -> Step:
+    """Return a step of transformers' model with the same weights, on padded batches."""
+    vocab_size = model.config.vocab_size
+    with tempfile.TemporaryDirectory() as folder:
+        save_transformers(model, folder)
+        theirs = ModernBertForMaskedLM.from_pretrained(
+            folder, sparse_prediction=sparse, reference_compile=False, attn_implementation="sdpa"
+        ).train()
 
     def step(n: int) -> float:
-        ids, labels = (x.split(batches[n]) for x in documents(batches[n], config.vocab_size, n))
+        ids, labels = (x.split(batches[n]) for x in documents(batches[n], vocab_size, n))
         pad = torch.nn.utils.rnn.pad_sequence
         inputs = pad(ids, batch_first=True)
-        loss = model(
+        loss = theirs(
             input_ids=inputs,
             attention_mask=(inputs != 0).long(),
             labels=pad(labels, batch_first=True, padding_value=-100),
         ).loss
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        theirs.zero_grad()
         return float(loss.detach())
 
     return step
 
 
-def best_mm(clock: Callable[[], float], seconds: float = 0.4) -> float:
+def compare_optimizers(model: MaskedLM, rounds: int) -> str:
+    """Time a step of StableAdamW beside torch's fused AdamW on the model's parameters."""
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    stable = StableAdamW(parameter_groups(model, 1e-5), lr=1e-6, lr_max=1e-3)
+    fused = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    seconds: dict[str, list[float]] = {"stable": [], "fused": []}
+    for n in range(4 * rounds + 2):
+        for name, optimizer in (("stable", stable), ("fused", fused)):
+            start = time.perf_counter()
+            optimizer.step()
+            if n > 1:
+                seconds[name].append(time.perf_counter() - start)
+    ours, theirs = (statistics.median(times) for times in seconds.values())
+    return (
+        f"  optimizer: StableAdamW {1e3 * ours:.1f} ms, torch.optim.AdamW(fused=True) "
+        f"{1e3 * theirs:.1f} ms: {ours / theirs:.2f}x (medians)"
+    )
+
+
+def best_mm(seconds: float = 0.4) -> float:
     """Best FLOP/s of torch.mm over square sizes and a few attempts."""
     best = 0.0
     for n in (1024, 2048):
         a, out = torch.randn(n, n), torch.empty(n, n)
-        end = clock() + seconds / 2
-        while clock() < end:
-            start = clock()
+        end = time.perf_counter() + seconds / 2
+        while time.perf_counter() < end:
+            start = time.perf_counter()
             torch.mm(a, a, out=out)
-            best = max(best, 2 * n**3 / (clock() - start))
+            best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
 
 
-def glibc_defaults() -> None:
-    """Undo keep_freed_memory, and give free memory back."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL("libc.so.6")
-        for option, value in ((-3, 128 << 10), (-1, 128 << 10), (-2, 0)):
-            libc.mallopt(option, value)
-        libc.malloc_trim(0)
-
-
-def compare(size: str, kind: str, rounds: int, clock: Callable[[], float]) -> list[str]:
+def compare(size: str, kind: str, rounds: int) -> list[str]:
     """Time all contenders on one size and one kind of documents; return lines of a report."""
     names = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
     shape = dict(zip(names, SIZES[size], strict=True))
-    config = EncoderConfig(**shape, pad_id=0, cls_id=1, sep_id=2)
+    config = EncoderConfig(**shape, attention_dropout=0.0, pad_id=0, cls_id=1, sep_id=2)
+    model = MaskedLM(config)
+    initialize(model, seed=0)
     batches = lengths_of(kind, rounds + 1)
     contenders: dict[str, Step] = {
-        "restomod": our_step(config, batches),
-        "transformers": their_step(config, batches, sparse=False),
-        "transformers, sparse": their_step(config, batches, sparse=True),
-        "transformers, default malloc": their_step(config, batches, sparse=False),
+        "restomod": our_step(model, batches),
+        "transformers": their_step(model, batches, sparse=False),
+        "transformers, sparse": their_step(model, batches, sparse=True),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     losses: dict[str, float] = {}
     peak = 0.0
     for n in range(rounds + 1):
         for name, step in contenders.items():
-            if "malloc" in name:
-                glibc_defaults()
-            else:
-                keep_freed_memory()
             if name == "restomod":
                 for _ in range(2 if n == 0 else 0):  # memory settles
                     step(n)
-                peak = max(peak, best_mm(clock))
-            start = clock()
+                peak = max(peak, best_mm())
+            start = time.perf_counter()
             losses[name] = step(n)
             if n:
-                seconds[name].append((clock() - start) / sum(batches[n]))
+                seconds[name].append((time.perf_counter() - start) / sum(batches[n]))
+        if max(losses.values()) - min(losses.values()) > 1e-4:
+            raise RuntimeError(f"not the same model: losses {losses}")
     slots = sum(DOCUMENTS[kind] * max(batch) for batch in batches[1:])
     lines = [
         f"{size}, {kind} documents: {DOCUMENTS[kind]} a batch, {rounds} batches, "
@@ -199,7 +200,7 @@ def compare(size: str, kind: str, rounds: int, clock: Callable[[], float]) -> li
             f"{flops / min(ours) / peak:.0%} of torch.mm; "
             f"median {flops / statistics.median(ours) / peak:.0%}"
         )
-    return lines
+    return [*lines, compare_optimizers(model, rounds)]
 
 
 def machine() -> list[str]:
@@ -213,8 +214,9 @@ def machine() -> list[str]:
         names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
         cpu = names[0].split(":")[1].strip() if names else cpu
     return [
-        f"commit {commit or 'unknown'}; torch {torch.__version__}",
-        f"{cpu}; {torch.get_num_threads()} threads; float32",
+        f"commit {commit or 'unknown'}; {date.today()}; torch {torch.__version__}, "
+        f"transformers {transformers.__version__}",
+        f"{cpu}; {os.cpu_count()} cores, {torch.get_num_threads()} threads; float32",
     ]
 
 
@@ -226,16 +228,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4, help="timed steps of each contender")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    keep_freed_memory()
     command = f"python benchmarks/encoder_step.py {' '.join(sys.argv[1:])}"
     lines = [command, *machine()]
     print("\n".join(lines), flush=True)
     for size in arguments.sizes.split(","):
         for kind in arguments.kinds.split(","):
-            report = ["", *compare(size, kind, arguments.rounds, clock)]
+            report = ["", *compare(size, kind, arguments.rounds)]
             print("\n".join(report), flush=True)
             lines += report
     if arguments.out:
