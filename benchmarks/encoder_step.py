@@ -29,16 +29,17 @@ import transformers
 from torch import Tensor
 from transformers import ModernBertForMaskedLM
 
+from restomod.model.config import EncoderConfig
 from restomod.model.cpu import keep_freed_memory
-from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.encoder import MaskedLM
 from restomod.model.flops import flops_per_token, linear_flops_per_token
 from restomod.model.hf import save_transformers
 from restomod.model.init import initialize
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 
 SIZES = {
-    "5m": (6, 256, 4, 384, 8192),
-    "17m": (8, 384, 6, 576, 16_384),
+    "5m": (6, 256, 4, 384, 50_368),
+    "17m": (8, 384, 6, 576, 50_368),
     "150m": (22, 768, 12, 1152, 50_368),
 }  # layers, hidden size, heads, intermediate size, vocabulary
 DOCUMENTS = {"variable": 16, "full": 8}  # a batch
@@ -80,8 +81,8 @@ def our_step(model: MaskedLM, batches: list[list[int]]) -> Step:
             "labels": labels[positions],
             "row_ids": torch.tensor([n]),
         }
-        loss_sum, _, count = model(batch)
-        loss = loss_sum / count
+        sums = model(batch)
+        loss = sums.objective / sums.predictions
         loss.backward()
         model.zero_grad()
         return float(loss.detach())

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
+ATTENTION_KERNELS = ("flash_attn_3", "flash_attn_4", "flash_attn_2", "varlen", "cpu", "reference")
+"""In the order in which `auto` tries them."""
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -32,10 +34,49 @@ class ModelConfig:
     """Tokens that a local layer sees: local_window / 2 on either side, both ends inclusive."""
     rope_base_local: float = 10_000.0
     """RoPE base of the local layers."""
+    rope_fraction: float = 1.0
+    """Share of each head's channels that RoPE turns; the rest carry no position."""
+    positions: str = field(default="rope", metadata={"choices": ("rope", "alibi")})
+    """rope, or alibi: a penalty on distance, with a slope of its own per head (JinaBERT)."""
+    norm: str = field(default="layernorm", metadata={"choices": ("layernorm", "rmsnorm")})
+    """layernorm or rmsnorm."""
     norm_eps: float = 1e-5
-    """Added to the variance in every LayerNorm."""
+    """Added to the variance (or the mean square) in every norm."""
+    activation: str = field(default="geglu", metadata={"choices": ("geglu", "swiglu")})
+    """Gated linear unit of the feed-forward block: geglu or swiglu."""
+    norm_bias: bool = False
+    """Whether norms have a bias; needs layernorm."""
+    attention_bias: bool = False
+    """Whether the attention block's linear layers have biases."""
+    mlp_bias: bool = False
+    """Whether the feed-forward block's linear layers have biases."""
+    head_bias: bool = False
+    """Whether the head's dense layer has a bias."""
+    decoder_bias: bool = True
+    """Whether the decoder, which shares the embedding's matrix, has a bias of its own."""
     attention_dropout: float = 0.1
     """Dropout probability on the output of the attention block (paper, table 3)."""
+
+
+@dataclass
+class ComputeConfig:
+    """How the model is computed: speed and memory, not results."""
+
+    attention: str = field(default="auto", metadata={"choices": ("auto", *ATTENTION_KERNELS)})
+    """Attention kernel. auto takes the best that is installed and suits device, dtype and model."""
+    compile: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
+    """torch.compile of layers, embedding and head. auto: on a GPU only, since on a CPU compilation
+    takes a minute the first time (its results are kept in cache_dir)."""
+    recompute_every: int = 0
+    """Every n-th layer computes its activations again in the backward pass instead of keeping them;
+    1 is every layer, 0 none."""
+    recompute_keep: str = field(
+        default="input", metadata={"choices": ("input", "attention", "products")}
+    )
+    """What a recomputed layer keeps: its input only, attention's output too, or the results of all
+    matrix products and attention."""
+    logits_mb: int = 256
+    """Largest piece of the [masked tokens, vocabulary] logits that exists at a time, in MB."""
 
 
 @dataclass
@@ -148,7 +189,13 @@ class PhaseConfig:
     """Rows that a device computes at a time; changes memory and speed, not results."""
     mixture: dict[str, float] = field(default_factory=dict)
     """Share of tokens by stream name; need not add up to one."""
+    objective: str = field(default="mlm", metadata={"choices": ("mlm", "clm")})
+    """mlm: masked tokens from both sides (`mask`). clm: every next token from those before it, with
+    causal attention; evaluation does likewise."""
     mask: MaskConfig = field(default_factory=MaskConfig)
+    z_loss: float = 0.0
+    """Weight of the mean squared log-partition of the predictions, added to the loss; it keeps
+    logits from drifting (arXiv 2204.02311)."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     rope_base_global: float = 10_000.0
     """RoPE base of the global layers: 10,000 in the 1,024 phase, 160,000 in the 8,192 phases."""
@@ -235,6 +282,7 @@ class Recipe:
     """tokenizer.json, or a folder that AutoTokenizer loads."""
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     phases: list[PhaseConfig] = field(default_factory=list)

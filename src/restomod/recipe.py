@@ -305,6 +305,29 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
         f"{model.local_window}: must be even and at least 2, half of it lies on either side",
     )
     require(model.rope_base_local > 0, "model.rope_base_local", "must be positive")
+    require(
+        0 < model.rope_fraction <= 1,
+        "model.rope_fraction",
+        f"{model.rope_fraction}: must lie in (0, 1]",
+    )
+    require(
+        not (model.positions == "alibi" and model.rope_fraction != 1),
+        "model.rope_fraction",
+        "nothing reads it with model.positions: alibi",
+    )
+    require(
+        not (model.norm == "rmsnorm" and model.norm_bias),
+        "model.norm_bias",
+        "an rmsnorm has no bias",
+    )
+    require(
+        model.decoder_bias or not recipe.init.log_unigram_bias,
+        "init.log_unigram_bias",
+        "needs model.decoder_bias: true",
+    )
+    compute = recipe.compute
+    require(compute.recompute_every >= 0, "compute.recompute_every", "must not be negative")
+    require(compute.logits_mb > 0, "compute.logits_mb", "must be positive")
     require(model.norm_eps > 0, "model.norm_eps", "must be positive")
     require(0 <= model.attention_dropout < 1, "model.attention_dropout", "must lie in [0, 1)")
     optimizer = recipe.optimizer
@@ -377,6 +400,8 @@ def _impossible_phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, s
         bad.append(("row_tokens", "is less than data.tokens_per_document_min"))
     if phase.rope_base_global <= 0:
         bad.append(("rope_base_global", "must be positive"))
+    if phase.z_loss < 0:
+        bad.append(("z_loss", "must not be negative"))
     if not phase.mixture:
         bad.append(("mixture", "is missing: the share of tokens of each stream"))
     for name, share in phase.mixture.items():

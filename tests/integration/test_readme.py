@@ -90,6 +90,7 @@ def test_files_that_the_documents_name_are_there():
             for name in re.findall(r"\b(?:data|train|model|optim)/\w+\.py", text)
         ]
         for name in named:
+            name = name.rstrip("/")
             assert (ROOT / name).exists(), f"{document} names {name}"
     for target in re.findall(r"^make (\w+)$", README, re.MULTILINE):
         assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -6,12 +6,12 @@ T = rows x row_tokens. A micro-batch is a dict of
     position_ids      [T] int32, position within the document
     cu_seqlens        [Dmax + 1] int32, document bounds; the unused end repeats T
     max_seqlen        the phase's sequence length
-    masked_positions  [M] int64, padded with 0
-    labels            [M] int64, padded with -100
+    masked_positions  [M] int64, from where tokens are predicted; padded with 0
+    labels            [M] int64, the tokens to predict; padded with -100
     row_ids           [rows] int64, the rows' numbers in the run
 
-with M = ceil(rate x T + 6 standard deviations). A row's padding tail is cut into segments no longer
-than max_seqlen.
+with M = ceil(rate x T + 6 standard deviations), or T where next tokens are predicted. A row's
+padding tail is cut into segments no longer than max_seqlen.
 """
 
 from __future__ import annotations
@@ -29,8 +29,11 @@ from restomod.data.mlm import IGNORED
 Batch = dict[str, Any]
 
 
-def masked_slots(slots: int, rate: float) -> int:
-    """Return M, the room for masked positions in `slots` tokens masked at `rate`."""
+def predicted_slots(slots: int, phase: PhaseConfig) -> int:
+    """Return M, the room for predicted positions in `slots` tokens."""
+    if phase.objective == "clm":
+        return slots
+    rate = phase.mask.rate
     deviation = math.sqrt(slots * rate * (1 - rate))
     return min(slots, math.ceil(rate * slots + 6 * deviation))
 
@@ -45,7 +48,7 @@ def collate(rows: list[Row], phase: PhaseConfig, data: DataConfig, pin_memory: b
     """Return the micro-batch of these rows."""
     row_tokens = phase.row_tokens
     slots = len(rows) * row_tokens
-    room = masked_slots(slots, phase.mask.rate)
+    room = predicted_slots(slots, phase)
     bounds = [np.zeros(1, np.int64)]
     positions, labels = np.zeros(room, np.int64), np.full(room, IGNORED, np.int64)
     masked = 0

@@ -9,7 +9,6 @@ import numpy as np
 
 from restomod.config import PhaseConfig
 from restomod.data.lanes import Row, RowBuilder
-from restomod.data.mlm import Masker
 from restomod.data.packer import Packer
 from restomod.data.random import keyed_generator
 from restomod.data.shards import ShardedDataset
@@ -29,8 +28,7 @@ def heldout_rows(
     Chunks are packed over a buffer of four rows, which is flushed at the end: within the rows that
     are read, every chunk is delivered exactly once. Masks are keyed by (seed, stream, row).
     """
-    masker = Masker(phase.mask, tokenizer.vocab_size, tokenizer.reserved_ids, tokenizer.mask_id)
-    builder = RowBuilder(phase, masker, tokenizer)
+    builder = RowBuilder(phase, tokenizer)
     packer: Packer[np.ndarray] = Packer()
     chunks = _chunks(dataset, phase.sequence_length - 2)
     age = 0

@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
 
 @dataclass
 class Row:
-    """One packed, masked row."""
+    """One packed row, with what is to be predicted."""
 
     number: int
     """Number in the run; in one-pass evaluation, in the stream."""
@@ -60,9 +60,10 @@ class Row:
     cu_seqlens: np.ndarray
     """[chunks + 1] int32, the chunks' bounds; the tail behind the last one is padding."""
     positions: np.ndarray
-    """[masked] int32, where tokens are predicted."""
+    """[predicted] int32, from where tokens are predicted: masked ones from their own place, next
+    ones from the place before them."""
     labels: np.ndarray
-    """[masked] int32, the tokens that were there."""
+    """[predicted] int32, the tokens to predict."""
     digest: int
     """64-bit hash of the row's number, inputs and labels."""
     stream_tokens: np.ndarray
@@ -74,10 +75,14 @@ class Row:
 class RowBuilder:
     """Turns chunks' tokens into a `Row`: adds special tokens, pads, masks, digests."""
 
-    def __init__(self, phase: PhaseConfig, masker: Masker, tokenizer: Tokenizer) -> None:
+    def __init__(self, phase: PhaseConfig, tokenizer: Tokenizer) -> None:
         self._row_tokens = phase.row_tokens
-        self._masker = masker
         self._tokenizer = tokenizer
+        self._masker = None
+        if phase.objective == "mlm":
+            self._masker = Masker(
+                phase.mask, tokenizer.vocab_size, tokenizer.reserved_ids, tokenizer.mask_id
+            )
 
     def __call__(
         self,
@@ -101,9 +106,14 @@ class RowBuilder:
                 f"row {number}: token {tokens.max()} does not exist in the tokenizer, whose "
                 f"vocabulary is {self._tokenizer.vocab_size}: the data was made with another one"
             )
-        inputs, positions = self._masker(tokens, generator)
+        if self._masker:
+            inputs, positions = self._masker(tokens, generator)
+            targets = positions
+        else:
+            inputs, positions = tokens, np.delete(np.arange(end), bounds[1:] - 1)
+            targets = positions + 1
         labels = np.full(self._row_tokens, IGNORED, np.int32)
-        labels[positions] = tokens[positions]
+        labels[positions] = tokens[targets]
         digest = xxhash.xxh64(np.int64(number).tobytes())
         digest.update(inputs.data)
         digest.update(labels.data)

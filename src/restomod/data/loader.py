@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from restomod.config import PhaseConfig, Recipe
 from restomod.data.batch import Batch, collate
 from restomod.data.lanes import Lane, Row, RowBuilder
-from restomod.data.mlm import Masker
 from restomod.data.order import StreamOrder
 from restomod.data.sources import Sources
 
@@ -207,8 +206,7 @@ class _LaneRows(IterableDataset):
         recipe, phase, sources = self._parts
         tokenizer, datasets = sources.tokenizer, sources.streams
         data = recipe.data
-        masker = Masker(phase.mask, tokenizer.vocab_size, tokenizer.reserved_ids, tokenizer.mask_id)
-        builder = RowBuilder(phase, masker, tokenizer)
+        builder = RowBuilder(phase, tokenizer)
         orders = {
             name: StreamOrder(recipe.seed, name, dataset.shard_documents, data)
             for name, dataset in datasets.items()

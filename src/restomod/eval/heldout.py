@@ -50,7 +50,7 @@ def evaluate_run(folder: Path) -> str:
 
 def evaluation(model: MaskedLM, recipe: Recipe, sources: Sources) -> dict[str, Any]:
     """Return {"domains": {name: loss, accuracy, unigram_loss, unigram_accuracy, masked_tokens},
-    "fill_mask": [text, expected, predictions]}; losses in nats a masked token, on the same
+    "fill_mask": [text, expected, predictions]}; losses in nats a predicted token, on the same
     positions.
     """
     phase: PhaseConfig = recipe.phases[-1]
@@ -84,7 +84,8 @@ def unigram_baseline(batches: list[Batch], shares: np.ndarray) -> dict[str, floa
 def fill_mask(
     model: MaskedLM, dataset: ShardedDataset, tokenizer: Tokenizer, seed: int
 ) -> list[dict[str, Any]]:
-    """Hide one word of each of a few held-out passages and return the model's five best guesses."""
+    """Hide one word of each of a few held-out passages and return the model's five best guesses;
+    a causal model guesses from what comes before."""
     generator = keyed_generator(seed, "fill_mask", dataset.name)
     examples: list[dict[str, Any]] = []
     shards = np.repeat(np.arange(len(dataset.shard_documents)), dataset.shard_documents)
@@ -105,7 +106,8 @@ def fill_mask(
         expected = tokenizer.decode([int(passage[hidden])])
         passage[hidden] = tokenizer.mask_id
         ids = torch.from_numpy(np.concatenate([[tokenizer.cls_id], passage, [tokenizer.sep_id]]))
-        logits = model.logits(ids, torch.tensor([0, len(ids)]))[hidden + 1]
+        place = hidden if model.config.causal else hidden + 1  # [CLS] comes first
+        logits = model.logits(ids, torch.tensor([0, len(ids)]))[place]
         best = logits.softmax(0).topk(5)
         examples.append(
             {
@@ -138,7 +140,7 @@ def summary(results: dict[str, Any]) -> str:
             f"{r['unigram_loss'] - r['loss']:>8.3f}{r['accuracy']:>10.1%}"
             f"{r['unigram_accuracy']:>9.1%}{r['masked_tokens']:>9.0f}"
         )
-    lines.append("(nats a masked token; the unigram predicts by training frequency alone)")
+    lines.append("(nats a predicted token; the unigram predicts by training frequency alone)")
     for example in results["fill_mask"]:
         text = " ".join(example["text"].split())
         guesses = ", ".join(

@@ -41,19 +41,26 @@ def token_keys(seed: int, row_ids: Tensor, tokens: int) -> Tensor:
     return _mix(rows[:, None] + _mix(positions)).view(-1)
 
 
-def keep_mask(keys: Tensor, layer: int, channels: int, rate: float) -> Tensor:
-    """Return bool [T, D]: False with probability `rate` (to 2^-16), independently everywhere."""
+def layer_keys(layers: int, channels: int, device: torch.device) -> Tensor:
+    """Return int64 [layers, channels / 4]: what tells apart the layers and channels of a token."""
     groups = -(-channels // _LANES)
     # Layers take disjoint ranges of one counter, so that no two share a channel's key.
-    counter = torch.arange(layer * groups, (layer + 1) * groups, device=keys.device)
-    x = keys[:, None] ^ _mix(counter)
-    x.bitwise_xor_(_shifted(x, 32)).mul_(_ODD_1)
-    x.bitwise_xor_(_shifted(x, 29)).mul_(_ODD_2)
-    x.bitwise_xor_(_shifted(x, 32))
+    return _mix(torch.arange(layers * groups, device=device)).view(layers, groups)
+
+
+def keep_mask(keys: Tensor, layer_key: Tensor, channels: int, rate: float) -> Tensor:
+    """Return bool [T, D]: False with probability `rate` (to 2^-16), independently everywhere.
+
+    `keys` [T] are a batch's `token_keys`, `layer_key` [D/4] one of its `layer_keys`.
+    """
+    x = keys[:, None] ^ layer_key
+    x = (x ^ _shifted(x, 32)) * _ODD_1
+    x = (x ^ _shifted(x, 29)) * _ODD_2
+    x = x ^ _shifted(x, 32)
     lanes = x.view(torch.int16)[:, :channels]
     return lanes >= round(rate * 65536) - 32768
 
 
-def dropout(x: Tensor, keys: Tensor, layer: int, rate: float) -> Tensor:
+def dropout(x: Tensor, keys: Tensor, layer_key: Tensor, rate: float) -> Tensor:
     """Zero elements of x [T, D] with probability `rate` and scale the others by 1 / (1 - rate)."""
-    return x * keep_mask(keys, layer, x.shape[-1], rate) * (1 / (1 - rate))
+    return x * keep_mask(keys, layer_key, x.shape[-1], rate) * (1 / (1 - rate))

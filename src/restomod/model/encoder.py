@@ -8,73 +8,65 @@ Shapes: T tokens in the packed batch, k rows, N documents, D hidden, H heads, K 
 V vocabulary, M masked positions.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from restomod.config import ModelConfig
-from restomod.model.attention import Documents, attention
-from restomod.model.dropout import dropout, token_keys
-from restomod.model.head import IGNORED, Head, mlm_sums
+from restomod.config import ComputeConfig
+from restomod.model.attention import AttentionPlan, attend, plan_attention
+from restomod.model.config import EncoderConfig
+from restomod.model.dropout import dropout, layer_keys, token_keys
+from restomod.model.head import Head
+from restomod.model.loss import IGNORED, LossSums
 from restomod.model.mlp import GatedMLP
-from restomod.model.rope import rope_tables
+from restomod.model.norm import Norm
+
+DropoutKeys = tuple[Tensor, Tensor]
+"""A batch's token keys [T], and a layer's key."""
 
 
-@dataclass
-class EncoderConfig(ModelConfig):
-    """Shape of the encoder, and what the tokenizer and the phase of training add to it."""
+class Origin(NamedTuple):
+    """What a model's source says beyond our configuration and parameters, for writing it back."""
 
-    vocab_size: int = 50_368
-    """Rows of the embedding; at least the tokenizer's size."""
-    rope_base_global: float = 160_000.0
-    """RoPE base of the global layers; a phase may change it on a living model."""
-    max_sequence_length: int = 8192
-    """Longest document seen in training, in tokens; exported, not enforced."""
-    pad_id: int = 50_283
-    """Id of [PAD]; exported."""
-    cls_id: int = 50_281
-    """Id of [CLS]; exported."""
-    sep_id: int = 50_282
-    """Id of [SEP]; exported."""
-    seed: int = 0
-    """Seed of the dropout masks."""
+    fields: dict[str, Any]
+    """Of transformers' config.json."""
+    dtypes: dict[str, torch.dtype]
+    """Of the stored weights, by our names."""
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """What all layers share of a batch."""
+class Embedding(nn.Embedding):
+    """Rows of the embedding matrix, normalised."""
 
-    documents: Documents
-    rope_global: tuple[Tensor, Tensor]
-    rope_local: tuple[Tensor, Tensor]
-    dropout_keys: Tensor | None
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__(config.vocab_size, config.hidden_size)
+        self.norm = Norm(config)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """[T] -> [T, D]."""
+        return self.norm(super().forward(input_ids))
 
 
 class Attention(nn.Module):
-    """Self-attention with RoPE, in the whole document or in a window of it."""
+    """Self-attention in the whole document (global layers) or in a window of it."""
 
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
-        self.layer = layer
         self.heads = config.heads
         self.is_global = layer % config.global_every == 0
-        self.window = None if self.is_global else config.local_window // 2
         self.dropout = config.attention_dropout
-        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        bias = config.attention_bias
+        self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=bias)
+        self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=bias)
 
-    def forward(self, x: Tensor, batch: _Batch) -> Tensor:
+    def forward(self, x: Tensor, plan: AttentionPlan, keys: DropoutKeys | None) -> Tensor:
         """[T, D] -> [T, D]."""
-        cos, sin = batch.rope_global if self.is_global else batch.rope_local
         qkv = self.Wqkv(x).view(x.shape[0], 3, self.heads, -1)
-        mixed = attention(qkv, cos, sin, batch.documents, self.window)
-        out = self.Wo(mixed.flatten(1))
-        if batch.dropout_keys is None or self.dropout == 0:
-            return out
-        return dropout(out, batch.dropout_keys, self.layer, self.dropout)
+        out = self.Wo(attend(qkv, plan, self.is_global).flatten(1))
+        return out if keys is None else dropout(out, *keys, self.dropout)
 
 
 class Block(nn.Module):
@@ -82,27 +74,43 @@ class Block(nn.Module):
 
     def __init__(self, config: EncoderConfig, layer: int) -> None:
         super().__init__()
-        self.attn_norm = nn.Identity() if layer == 0 else _norm(config)
+        self.attn_norm = nn.Identity() if layer == 0 else Norm(config)
         self.attn = Attention(config, layer)
-        self.mlp_norm = _norm(config)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size)
+        self.mlp_norm = Norm(config)
+        self.mlp = GatedMLP(config)
+        self.keeps: Callable[[], Any] | None = None
+        """What the backward pass finds of this block's activations; None is all of them."""
 
-    def forward(self, x: Tensor, batch: _Batch) -> Tensor:
+    def forward(self, x: Tensor, plan: AttentionPlan, keys: DropoutKeys | None) -> Tensor:
         """[T, D] -> [T, D]."""
-        h = x + self.attn(self.attn_norm(x), batch)
-        return h + self.mlp(self.mlp_norm(h))
+        if self.keeps is None or not torch.is_grad_enabled():
+            return self._block(x, plan, keys)
+        return checkpoint(
+            self._block,
+            x,
+            plan,
+            keys,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=self.keeps,
+        )
+
+    def _block(self, x: Tensor, plan: AttentionPlan, keys: DropoutKeys | None) -> Tensor:
+        h, normed = self.mlp_norm.add(x, self.attn(self.attn_norm(x), plan, keys))
+        return h + self.mlp(normed)
 
 
 class Encoder(nn.Module):
-    """Embedding, norm, blocks, norm."""
+    """Embedding, blocks, norm."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.embedding_norm = _norm(config)
+        self.kernel = "auto"
+        """Attention kernel that the recipe asks for."""
+        self.embedding = Embedding(config)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.final_norm = _norm(config)
+        self.final_norm = Norm(config)
 
     def forward(
         self,
@@ -112,23 +120,31 @@ class Encoder(nn.Module):
         max_seqlen: int,
         row_ids: Tensor | None = None,
     ) -> Tensor:
-        """Encode input_ids [T] -> [T, D]; dropout needs training mode and row_ids [k]."""
-        config = self.config
-        head_size = config.hidden_size // config.heads
-        tokens = input_ids.shape[0]
-        dtype = self.embedding_norm.weight.dtype
-        batch = _Batch(
-            Documents(cu_seqlens, max_seqlen, tokens),
-            rope_tables(position_ids, head_size, config.rope_base_global, dtype),
-            rope_tables(position_ids, head_size, config.rope_base_local, dtype),
-            token_keys(config.seed, row_ids, tokens)
-            if self.training and row_ids is not None
-            else None,
+        """Encode input_ids [T] -> [T, D], before the final norm.
+
+        Dropout needs training mode and row_ids [k].
+        """
+        config, device = self.config, input_ids.device
+        plan = plan_attention(
+            config, position_ids, cu_seqlens, max_seqlen, self._dtype(device), self.kernel
         )
-        x = self.embedding_norm(self.embedding(input_ids))
-        for layer in self.layers:
-            x = layer(x, batch)
-        return self.final_norm(x)
+        drops = self.training and row_ids is not None and config.attention_dropout > 0
+        x = self.embedding(input_ids)
+        if not drops:
+            for layer in self.layers:
+                x = layer(x, plan, None)
+            return x
+        assert row_ids is not None
+        tokens = token_keys(config.seed, row_ids, input_ids.shape[0])
+        keys = layer_keys(config.layers, config.hidden_size, device)
+        for layer, key in zip(self.layers, keys.unbind(), strict=True):
+            x = layer(x, plan, (tokens, key))
+        return x
+
+    def _dtype(self, device: torch.device) -> torch.dtype:
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.embedding.weight.dtype
 
 
 class MaskedLM(nn.Module):
@@ -138,10 +154,24 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.head = Head(config.hidden_size, config.vocab_size, config.norm_eps)
+        self.head = Head(config)
+        self.logits_mb = ComputeConfig().logits_mb
+        self.z_loss = 0.0
+        self.origin: Origin | None = None
 
-    def forward(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return loss sum (float32), right predictions and labels (both counted) of a packed batch.
+    def compute_as(self, compute: ComputeConfig, z_loss: float = 0.0) -> None:
+        """Take over how to compute (attention kernel, recomputation, size of the logits' pieces)
+        and the weight of the z-loss."""
+        self.encoder.kernel = compute.attention
+        self.logits_mb = compute.logits_mb
+        self.z_loss = z_loss
+        for n, layer in enumerate(self.encoder.layers):
+            recomputed = compute.recompute_every and n % compute.recompute_every == 0
+            assert isinstance(layer, Block)
+            layer.keeps = _keeping(compute.recompute_keep) if recomputed else None
+
+    def forward(self, batch: Mapping[str, Any]) -> LossSums:
+        """Return the sums of a packed batch's loss.
 
         The batch holds input_ids [T] int64, position_ids [T], cu_seqlens [N+1] int32 (its unused
         end repeats T), max_seqlen, masked_positions [M] int64 (padded with 0), labels [M] int64
@@ -156,12 +186,11 @@ class MaskedLM(nn.Module):
             batch["row_ids"],
         )
         positions, labels = batch["masked_positions"], batch["labels"]
-        if (
-            labels.device.type == "cpu"
-        ):  # shapes need not be static here: spare the head its padding
+        if labels.device.type == "cpu":
+            # Shapes need not be static here: spare the head its padding.
             kept = labels != IGNORED
             positions, labels = positions[kept], labels[kept]
-        return mlm_sums(self._head(hidden[positions]), labels)
+        return self._sums(hidden, positions, labels)
 
     def encode(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
@@ -170,33 +199,46 @@ class MaskedLM(nn.Module):
 
         On CUDA, give max_seqlen to spare a host sync.
         """
+        return self.encoder.final_norm(self._stream(input_ids, cu_seqlens, max_seqlen))
+
+    def logits(
+        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
+    ) -> Tensor:
+        """Return scores [T, V] of every position."""
+        hidden = self.encode(input_ids, cu_seqlens, max_seqlen)
+        return self.head.logits(hidden, self.encoder.embedding.weight)
+
+    def mlm_loss(
+        self, input_ids: Tensor, labels: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
+    ) -> Tensor:
+        """Return the mean loss over labels [T] != -100; zero if there are none."""
+        kept = (labels != IGNORED).nonzero().squeeze(1)
+        sums = self._sums(self._stream(input_ids, cu_seqlens, max_seqlen), kept, labels[kept])
+        return sums.objective / sums.predictions.clamp(min=1)
+
+    def _stream(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
         cu_seqlens = cu_seqlens.to(torch.int32)
         if max_seqlen is None:
             max_seqlen = int(cu_seqlens.diff().max())
         positions = _position_ids(cu_seqlens, input_ids.shape[0])
         return self.encoder(input_ids, positions, cu_seqlens, max_seqlen)
 
-    def logits(
-        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
-    ) -> Tensor:
-        """Return scores [T, V] of every position."""
-        return self._head(self.encode(input_ids, cu_seqlens, max_seqlen))
-
-    def mlm_loss(
-        self, input_ids: Tensor, labels: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
-    ) -> Tensor:
-        """Return the mean loss over labels [T] != -100; zero if there are none."""
-        hidden = self.encode(input_ids, cu_seqlens, max_seqlen)
-        kept = labels != IGNORED
-        loss, _, count = mlm_sums(self._head(hidden[kept]), labels[kept])
-        return loss / count.clamp(min=1)
-
-    def _head(self, hidden: Tensor) -> Tensor:
-        return self.head(hidden, self.encoder.embedding.weight)
+    def _sums(self, stream: Tensor, positions: Tensor, labels: Tensor) -> LossSums:
+        hidden = self.encoder.final_norm(stream[positions])  # only where something is predicted
+        return self.head.sums(
+            hidden, self.encoder.embedding.weight, labels, self.z_loss, self.logits_mb
+        )
 
 
-def _norm(config: EncoderConfig) -> nn.LayerNorm:
-    return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
+def _keeping(what: str) -> Callable[[], Any]:
+    """Return the contexts of `checkpoint` for what a recomputed layer keeps."""
+    aten = torch.ops.aten
+    kept: list[Any] = []
+    if what in ("attention", "products"):
+        kept.append(torch.ops.restomod.attention.default)
+    if what == "products":
+        kept += [aten.mm.default, aten.addmm.default]
+    return functools.partial(create_selective_checkpoint_contexts, kept)
 
 
 def _position_ids(cu_seqlens: Tensor, tokens: int) -> Tensor:

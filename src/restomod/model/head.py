@@ -1,34 +1,38 @@
-"""The masked-language-model head, and its loss.
+"""The masked-language-model head.
 
-Enters: hidden states of the positions to predict. Leaves: logits, loss sum, and counts.
+Enters: hidden states of the positions to predict. Leaves: logits, or the sums of their loss.
 
-Shapes: M masked positions, D hidden, V vocabulary.
+Shapes: M predicted positions, D hidden, V vocabulary.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IGNORED = -100  # the label of a position that has no prediction to make
+from restomod.model.config import EncoderConfig
+from restomod.model.loss import LossSums, linear_cross_entropy
+from restomod.model.norm import Norm
 
 
 class Head(nn.Module):
-    """Dense, GELU, norm, then the embedding as decoder (arXiv 1608.05859) with its own bias."""
+    """Dense, GELU, norm; then the embedding as decoder (arXiv 1608.05859), with its own bias."""
 
-    def __init__(self, hidden_size: int, vocab_size: int, norm_eps: float) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.norm = nn.LayerNorm(hidden_size, eps=norm_eps, bias=False)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.head_bias)
+        self.norm = Norm(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.decoder_bias else None
 
-    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the features [M, D] that the decoder scores."""
+        return self.norm(F.gelu(self.dense(hidden)))
+
+    def logits(self, hidden: Tensor, embedding: Tensor) -> Tensor:
         """Score hidden [M, D] against embedding [V, D] -> [M, V]."""
-        return F.linear(self.norm(F.gelu(self.dense(hidden))), embedding, self.bias)
+        return F.linear(self(hidden), embedding, self.bias)
 
-
-def mlm_sums(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return loss sum (float32), right predictions and labels (both counted), without IGNORED."""
-    loss = F.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=IGNORED)
-    kept = labels != IGNORED
-    right = (logits.detach().argmax(-1) == labels) & kept
-    return loss, right.sum(), kept.sum()
+    def sums(
+        self, hidden: Tensor, embedding: Tensor, labels: Tensor, z_loss: float, logits_mb: int
+    ) -> LossSums:
+        """Return the loss of hidden [M, D] on labels [M]; see `linear_cross_entropy`."""
+        return linear_cross_entropy(self(hidden), embedding, self.bias, labels, z_loss, logits_mb)

@@ -4,17 +4,20 @@ Enters or leaves: a folder with config.json and safetensors weights. The weights
 numbers under other names. Called by `load_model` and by the export and import tools.
 """
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from restomod.errors import UserError
-from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.config import EncoderConfig
+from restomod.model.encoder import MaskedLM, Origin
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -38,6 +41,11 @@ _FIELDS: dict[str, tuple[str, Any]] = {
     "global_every": ("global_attn_every_n_layers", 3),
     "local_window": ("local_attention", 128),
     "norm_eps": ("norm_eps", 1e-5),
+    "norm_bias": ("norm_bias", False),
+    "attention_bias": ("attention_bias", False),
+    "mlp_bias": ("mlp_bias", False),
+    "head_bias": ("classifier_bias", False),
+    "decoder_bias": ("decoder_bias", True),
     "vocab_size": ("vocab_size", 50_368),
     "max_sequence_length": ("max_position_embeddings", 8192),
     "pad_id": ("pad_token_id", 50_283),
@@ -45,27 +53,25 @@ _FIELDS: dict[str, tuple[str, Any]] = {
     "sep_id": ("sep_token_id", 50_282),
 }
 
+_ACTIVATIONS = {"gelu": "geglu", "silu": "swiglu"}
+
 # Fields that have one value in our encoder.
 _FIXED: dict[str, Any] = {
-    "attention_bias": False,
     "attention_dropout": 0.0,
     "classifier_activation": "gelu",
-    "classifier_bias": False,
-    "decoder_bias": True,
     "embedding_dropout": 0.0,
-    "hidden_activation": "gelu",
-    "mlp_bias": False,
     "mlp_dropout": 0.0,
-    "norm_bias": False,
     "rope_scaling": None,
     "tie_word_embeddings": True,
 }
 
 # How transformers starts and classifies; read by it alone.
 _EXPORT_ONLY: dict[str, Any] = {
+    "bos_token_id": None,
     "classifier_dropout": 0.0,
     "classifier_pooling": "mean",
     "deterministic_flash_attn": False,
+    "eos_token_id": None,
     "initializer_cutoff_factor": 2.0,
     "initializer_range": 0.02,
     "repad_logits_with_grad": False,
@@ -77,27 +83,35 @@ _EXPORT_ONLY: dict[str, Any] = {
 def load_transformers(folder: str | Path) -> MaskedLM:
     """Load a ModernBERT masked-language model, in float32, on the CPU, in eval mode.
 
-    Raises UserError if the folder holds something else, or what our encoder cannot express.
+    Remembers the fields of config.json and the dtypes of the weights, so that saving the model
+    unchanged gives the same. Raises UserError if the folder holds something else, or what our
+    encoder cannot express.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    fields = _read_fields(folder)
+    config = _encoder_config(folder, fields)
     theirs = _read_weights(folder)
     with torch.device("meta"):
         model = MaskedLM(config)
     weights = {}
+    dtypes = {}
     for name, parameter in model.state_dict().items():
         tensor = theirs.pop(transformers_name(name), None)
         if tensor is None:
             raise UserError(
-                f"{folder}: the weights lack {transformers_name(name)}; "
-                "a whole ModernBertForMaskedLM is needed, encoder and head"
+                f"{folder}: the weights lack {transformers_name(name)}; a whole "
+                "ModernBertForMaskedLM is needed, encoder and head"
+                + (f", and this is {fields['architectures']}" if "architectures" in fields else "")
             )
         if tensor.shape != parameter.shape:
             raise UserError(
                 f"{folder}: {transformers_name(name)} has shape {list(tensor.shape)}, "
                 f"but {CONFIG} asks for {list(parameter.shape)}"
             )
+        if not tensor.is_floating_point():
+            raise UserError(f"{folder}: {transformers_name(name)} holds {tensor.dtype}: no weights")
         weights[name] = tensor.to(torch.float32)
+        dtypes[name] = tensor.dtype
     decoder = theirs.pop(TIED, None)
     if decoder is not None and not torch.equal(
         decoder.float(), weights["encoder.embedding.weight"]
@@ -108,6 +122,7 @@ def load_transformers(folder: str | Path) -> MaskedLM:
             f"{folder}: weights that ModernBertForMaskedLM does not have: {_few(theirs)}"
         )
     model.load_state_dict(weights, assign=True)
+    model.origin = Origin(fields, dtypes)
     return model.requires_grad_(True).eval()
 
 
@@ -116,9 +131,16 @@ def save_transformers(
 ) -> None:
     """Write config.json and model.safetensors for transformers, and copy the tokenizer's files.
 
-    Raises UserError if tokenizer_folder has no tokenizer.json, or an id is not in the vocabulary.
+    A model that came from such a folder keeps its fields, and its dtypes where no bit is lost.
+    Raises UserError for what transformers' ModernBERT cannot express, if tokenizer_folder has no
+    tokenizer.json, or an id is not in the vocabulary.
     """
     config = model.config
+    foreign = inexpressible(config)
+    if foreign:
+        raise UserError(
+            f"transformers' ModernBERT cannot express this model's {', '.join(foreign)}"
+        )
     for field in ("pad_id", "cls_id", "sep_id"):
         if not 0 <= getattr(config, field) < config.vocab_size:
             raise UserError(
@@ -133,15 +155,37 @@ def save_transformers(
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_folder) / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder) / name, folder / name)
-    weights = {
-        transformers_name(name): tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
+    origin = model.origin
+    if origin and all(
+        torch.equal(x, x.to(origin.dtypes[name]).to(x.dtype)) for name, x in weights.items()
+    ):
+        weights = {name: x.to(origin.dtypes[name]) for name, x in weights.items()}
+    save_file(
+        {transformers_name(name): x for name, x in weights.items()},
+        folder / WEIGHTS,
+        metadata={"format": "pt"},
+    )
     (folder / INDEX).unlink(missing_ok=True)  # of an earlier, sharded export
     fields = transformers_config(config)
-    fields["torch_dtype"] = str(model.head.bias.dtype).removeprefix("torch.")
+    if origin:
+        plain = dataclasses.replace(config, seed=EncoderConfig.seed, attention_dropout=0.0)
+        unchanged = _encoder_config(folder, origin.fields) == plain
+        ours = {name: value for name, value in fields.items() if name not in _EXPORT_ONLY}
+        fields |= origin.fields if unchanged else origin.fields | ours
+    dtype = str(weights["encoder.embedding.weight"].dtype).removeprefix("torch.")
+    fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+
+
+def inexpressible(config: EncoderConfig) -> list[str]:
+    """Return what transformers' ModernBERT has no field for, as `name=value`."""
+    plain = {"norm": "layernorm", "positions": "rope", "rope_fraction": 1.0, "causal": False}
+    return [
+        f"{name}={getattr(config, name)}"
+        for name, value in plain.items()
+        if getattr(config, name) != value
+    ]
 
 
 def transformers_name(name: str) -> str:
@@ -149,8 +193,8 @@ def transformers_name(name: str) -> str:
     if name == "head.bias":
         return "decoder.bias"
     for ours, theirs in (
+        ("encoder.embedding.norm.", "model.embeddings.norm."),
         ("encoder.embedding.", "model.embeddings.tok_embeddings."),
-        ("encoder.embedding_norm.", "model.embeddings.norm."),
         ("encoder.", "model."),
     ):
         if name.startswith(ours):
@@ -159,57 +203,94 @@ def transformers_name(name: str) -> str:
 
 
 def transformers_config(config: EncoderConfig) -> dict[str, Any]:
-    """Return the fields of config.json; layer_types repeats global_attn_every_n_layers."""
+    """Return the fields of config.json, in the words of transformers 4 and 5 at once."""
+    bases = {"full_attention": config.rope_base_global, "sliding_attention": config.rope_base_local}
     return {
         "architectures": ["ModernBertForMaskedLM"],
         "model_type": "modernbert",
         **{theirs: getattr(config, ours) for ours, (theirs, _) in _FIELDS.items()},
-        "bos_token_id": config.cls_id,
-        "eos_token_id": config.sep_id,
+        "hidden_activation": {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[
+            config.activation
+        ],
         "global_rope_theta": config.rope_base_global,
         "local_rope_theta": config.rope_base_local,
         "layer_types": _layer_types(config),
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()
+        },
         **{name: value for name, value in _FIXED.items() if name != "rope_scaling"},
         **_EXPORT_ONLY,
+        "bos_token_id": config.cls_id,
+        "eos_token_id": config.sep_id,
     }
 
 
-def read_config(folder: Path) -> EncoderConfig:
-    """Read config.json; raises UserError naming the field that is not ours."""
+def _read_fields(folder: Path) -> dict[str, Any]:
     try:
         fields = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
         raise UserError(f"{folder}: no {CONFIG}; expected a transformers model's folder") from None
     except ValueError as error:
         raise UserError(f"{folder / CONFIG}: not JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{folder / CONFIG}: not a mapping of fields")
+    return fields
+
+
+def _encoder_config(folder: Path, fields: dict[str, Any]) -> EncoderConfig:
+    """Translate the fields of config.json; raises UserError naming the field that is not ours."""
+
+    def refuse(reason: str) -> UserError:
+        return UserError(f"{folder / CONFIG}: {reason}")
+
     if fields.get("model_type") != "modernbert":
-        raise UserError(
-            f"{folder / CONFIG}: model_type is {fields.get('model_type')!r}; "
-            "only 'modernbert' can be loaded"
-        )
+        raise refuse(f"model_type is {fields.get('model_type')!r}; only 'modernbert' can be loaded")
     for name, value in _FIXED.items():
         if fields.get(name, value) != value:
-            raise UserError(
-                f"{folder / CONFIG}: {name} is {fields[name]!r}; this encoder has {value!r} only"
-            )
+            raise refuse(f"{name} is {fields[name]!r}; this encoder has {value!r} only")
+    activation = fields.get("hidden_activation", "gelu")
+    if activation not in _ACTIVATIONS:
+        raise refuse(
+            f"hidden_activation is {activation!r}; this encoder has {', '.join(_ACTIVATIONS)} only"
+        )
+    values = {ours: fields.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()}
+    for ours, (theirs, default) in _FIELDS.items():
+        if ours.endswith("_id") and values[ours] is None:
+            raise refuse(f"{theirs} is missing")
+        if isinstance(values[ours], bool) != isinstance(default, bool) or not isinstance(
+            values[ours], (int, float) if isinstance(default, float) else int
+        ):
+            raise refuse(f"{theirs} is {values[ours]!r}, a {type(default).__name__} is expected")
+        if not isinstance(default, bool) and not ours.endswith("_id") and values[ours] <= 0:
+            raise refuse(f"{theirs} is {values[ours]!r}; it must be positive")
+    layer_types = fields.get("layer_types")
+    if layer_types and "global_attn_every_n_layers" not in fields:
+        values["global_every"] = _period(layer_types)
     rope_global, rope_local = _rope_bases(folder, fields)
     config = EncoderConfig(
-        **{ours: fields.get(theirs, default) for ours, (theirs, default) in _FIELDS.items()},
+        **values,
+        activation=_ACTIVATIONS[activation],
         rope_base_global=rope_global,
         rope_base_local=rope_local,
         attention_dropout=0.0,
     )
     if config.hidden_size % (2 * config.heads):
-        raise UserError(
-            f"{folder / CONFIG}: num_attention_heads {config.heads} does not divide "
-            f"hidden_size {config.hidden_size} into heads of even size"
+        raise refuse(
+            f"num_attention_heads {config.heads} does not divide hidden_size "
+            f"{config.hidden_size} into heads of even size"
         )
-    if fields.get("layer_types", _layer_types(config)) != _layer_types(config):
-        raise UserError(
-            f"{folder / CONFIG}: layer_types does not make every n-th layer global; "
-            "this encoder needs layers 0, n, 2n, ... to be"
+    if layer_types and layer_types != _layer_types(config):
+        raise refuse(
+            "layer_types does not make every n-th layer global; this encoder needs layers 0, n, "
+            "2n, ... to be"
         )
     return config
+
+
+def _period(layer_types: list[str]) -> int:
+    """Return n where the second global layer is layer n."""
+    later = [n for n, kind in enumerate(layer_types) if n and kind == "full_attention"]
+    return later[0] if later else max(len(layer_types), 1)
 
 
 def _rope_bases(folder: Path, fields: dict[str, Any]) -> tuple[float, float]:
@@ -221,13 +302,16 @@ def _rope_bases(folder: Path, fields: dict[str, Any]) -> tuple[float, float]:
         return float(base), float(base if local is None else local)
     bases = []
     for kind in ("full_attention", "sliding_attention"):
-        entry = parameters.get(kind, {})
+        entry = parameters.get(kind, {}) if isinstance(parameters, dict) else {}
         if entry.get("rope_type", "default") != "default" or "rope_theta" not in entry:
             raise UserError(
                 f"{folder / CONFIG}: rope_parameters.{kind} is {entry!r}; "
                 "this encoder has rope_type 'default' with a rope_theta only"
             )
         bases.append(float(entry["rope_theta"]))
+    for name, base in zip(("global_rope_theta", "local_rope_theta"), bases, strict=True):
+        if fields.get(name) is not None and fields[name] != base:
+            raise UserError(f"{folder / CONFIG}: {name} and rope_parameters disagree")
     return bases[0], bases[1]
 
 
@@ -242,14 +326,20 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif (folder / INDEX).is_file():
-        files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        try:
+            files = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{folder / INDEX}: is no index of safetensors files") from None
     else:
         raise UserError(f"{folder}: neither {WEIGHTS} nor {INDEX}; save it as safetensors first")
     weights: dict[str, Tensor] = {}
     for name in files:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name}, which {INDEX} lists, is missing")
-        weights |= load_file(folder / name)
+        try:
+            weights |= load_file(folder / name)
+        except SafetensorError as error:
+            raise UserError(f"{folder / name}: cannot be read: {error}") from None
     return weights
 
 

@@ -20,10 +20,10 @@ CUTOFF = 2.0  # truncation, in standard deviations
 def initialize(model: MaskedLM, seed: int) -> None:
     """Set all weights: std 0.02, and 0.02 / sqrt(2 layers) where a block adds to the residual."""
     for name, parameter in model.named_parameters():
-        if "norm" in name:
-            parameter.fill_(1.0)
-        elif name == "head.bias":
+        if name.endswith("bias"):
             parameter.zero_()
+        elif "norm" in name:
+            parameter.fill_(1.0)
         else:
             std = STD / math.sqrt(2 * model.config.layers) if name.endswith("Wo.weight") else STD
             values = torch.empty(parameter.shape)
@@ -38,6 +38,8 @@ def initialize(model: MaskedLM, seed: int) -> None:
 def set_decoder_bias(model: MaskedLM, log_probs: Tensor) -> None:
     """Set the decoder's bias to log-probabilities [V]: the first loss is then the unigrams'."""
     bias = model.head.bias
+    if bias is None:
+        raise ValueError("the decoder has no bias (decoder_bias is False)")
     if log_probs.shape != bias.shape:
         raise ValueError(
             f"log_probs has shape {tuple(log_probs.shape)}; expected {tuple(bias.shape)}"

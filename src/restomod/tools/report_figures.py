@@ -119,7 +119,7 @@ def _figures(log: RunLog, asked: Sequence[AskedPhase]) -> list[Figure]:
         Figure(
             "loss",
             "Loss",
-            "nats per masked token",
+            "nats per predicted token",
             [Curve("training", "loss", "train", train, raw=True), *per_domain("loss")],
             wide=True,
             log_from=3.0,
@@ -127,7 +127,7 @@ def _figures(log: RunLog, asked: Sequence[AskedPhase]) -> list[Figure]:
         Figure(
             "eval-loss",
             "Evaluation loss",
-            "nats per masked token",
+            "nats per predicted token",
             per_domain("loss"),
             log_from=3.0,
         ),

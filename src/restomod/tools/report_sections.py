@@ -184,7 +184,7 @@ def evaluation_table(evaluation: dict[str, Any]) -> str:
         if evaluation.get(key)
     )
     return (
-        '<p class="note">Loss in nats per masked token, beside a model that knows only how '
+        '<p class="note">Loss in nats per predicted token, beside a model that knows only how '
         "frequent each token is.</p>"
         + table(head, rows, "Final evaluation", "wide evaluation")
         + (f'<dl class="where">{where}</dl>' if where else "")

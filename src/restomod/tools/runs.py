@@ -7,7 +7,8 @@ from pathlib import Path
 
 from restomod.config import Recipe
 from restomod.errors import UserError
-from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.config import EncoderConfig
+from restomod.model.encoder import MaskedLM
 from restomod.model.hf import load_transformers
 from restomod.recipe import load_recipe
 

@@ -25,8 +25,11 @@ from restomod.data.batch import Batch
 from restomod.data.loader import Loader
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
+from restomod.model.attention import choose_backend
+from restomod.model.compile import check_compiler, compile_model, compiles
+from restomod.model.config import EncoderConfig
 from restomod.model.cpu import keep_freed_memory
-from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize, set_decoder_bias
 from restomod.optim.schedules import step_factor
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
@@ -78,7 +81,7 @@ class Schedule(Callback):
 def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     """Find what to resume from and read the held-out rows; raises UserError, writes nothing but
     unpacked shards into the cache."""
-    choose_device(recipe)
+    check_compute(recipe, choose_device(recipe))
     resumed = newest_checkpoint(recipe.run_folder)
     changed = []
     if resumed:
@@ -112,6 +115,9 @@ def train(run: PreparedRun, started: float) -> None:
         pin_memory=device == "cuda",
     )
     model = build_model(recipe, phase, sources)
+    model.compute_as(recipe.compute, phase.z_loss)
+    if compiles(recipe.compute, device):
+        compile_model(model, device, Path(recipe.cache_dir))
     optimizer = StableAdamW(
         parameter_groups(model, recipe.optimizer.weight_decay),
         lr=recipe.optimizer.lr,
@@ -156,6 +162,16 @@ def train(run: PreparedRun, started: float) -> None:
         write_report(recipe.run_folder)
 
 
+def check_compute(recipe: Recipe, device: str) -> None:
+    """Raise UserError if the attention kernel or compilation that the recipe asks for cannot work
+    here."""
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    alibi = recipe.model.positions == "alibi"
+    choose_backend(recipe.compute.attention, device, dtype, alibi)
+    if compiles(recipe.compute, device):
+        check_compiler(device)
+
+
 def build_model(recipe: Recipe, phase: PhaseConfig, sources: Sources) -> MaskedLM:
     """Return the recipe's model with its initial weights, on the CPU."""
     config = encoder_config(recipe, phase, sources.tokenizer)
@@ -178,6 +194,7 @@ def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> 
         cls_id=tokenizer.cls_id,
         sep_id=tokenizer.sep_id,
         seed=recipe.seed,
+        causal=phase.objective == "clm",
     )
 
 

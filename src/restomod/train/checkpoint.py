@@ -49,6 +49,7 @@ FREE_KEYS = (
     "data.workers",
     "phases.*.slots",
     "phases.*.micro_batch_rows",
+    "compute.*",
     "evaluation.*",
     "checkpoint.*",
     "logging.*",

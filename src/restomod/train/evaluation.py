@@ -47,7 +47,8 @@ def heldout_batches(
 
 @torch.no_grad()
 def evaluate(model: MaskedLM, batches: dict[str, list[Batch]]) -> Results:
-    """Return loss (nats a masked token), accuracy and masked tokens of each domain and of `all`."""
+    """Return loss (nats a predicted token), accuracy and number of predictions of each domain, and
+    of `all`."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
@@ -58,8 +59,12 @@ def evaluate(model: MaskedLM, batches: dict[str, list[Batch]]) -> Results:
                 key: value.to(device) if isinstance(value, torch.Tensor) else value
                 for key, value in batch.items()
             }
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                sums[n] += torch.stack([part.double() for part in model(on_device)])
+            # Code compiled for training would be compiled once more for evaluation.
+            with (
+                torch.compiler.set_stance("force_eager"),
+                torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+            ):
+                sums[n] += torch.stack([part.double() for part in model(on_device)[1:]])
     model.train(training)
     if dist.get_world_size() > 1:
         torch.distributed.all_reduce(sums)

@@ -17,7 +17,7 @@ from composer.utils import dist
 from restomod.config import PhaseConfig, Recipe
 from restomod.data.loader import BatchFacts, Loader
 from restomod.data.sources import Sources
-from restomod.model.encoder import EncoderConfig
+from restomod.model.config import EncoderConfig
 from restomod.model.flops import flops_per_token
 from restomod.optim.stable_adamw import gradient_norm
 from restomod.train.clock import RunClock
@@ -118,7 +118,7 @@ class StepMetrics(Callback):
         lengths = [length for fact in facts for length in fact.lengths]
         tokens, masked = sum(lengths), sum(fact.masked_tokens for fact in facts)
         flops = tokens * flops_per_token(
-            self._config, self._config.vocab_size, lengths, masked / tokens
+            self._config, self._config.vocab_size, lengths, masked / tokens, self._config.causal
         )
         totals = self._loader.totals()
         counts = torch.tensor(

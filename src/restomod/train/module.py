@@ -10,8 +10,8 @@ from composer import Callback, ComposerModel, Logger, State
 from composer.utils import dist
 
 from restomod.data.batch import Batch
-from restomod.data.mlm import IGNORED
 from restomod.model.encoder import MaskedLM
+from restomod.model.loss import IGNORED
 
 
 class TrainedModel(ComposerModel):
@@ -30,10 +30,10 @@ class TrainedModel(ComposerModel):
         """Loss sum, right predictions and predictions of this rank's micro-batches of the step."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        loss, correct, count = self.model(batch)
+        sums = self.model(batch)
         if self.training:
-            self.sums += torch.stack([loss.detach().float(), correct.float(), count.float()])
-        return loss
+            self.sums += torch.stack([sums.loss, sums.correct, sums.predictions]).float()
+        return sums.objective
 
     def loss(self, outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
         return outputs * self.loss_scale

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from restomod.config import DataConfig, MaskConfig, PhaseConfig
-from restomod.data.batch import collate, document_slots, masked_slots
+from restomod.data.batch import collate, document_slots, predicted_slots
 from restomod.data.lanes import Row
 from restomod.data.mlm import IGNORED
 
@@ -40,7 +40,7 @@ def test_rows_become_one_batch_of_static_shape():
     assert batch["masked_positions"].tolist()[:4] == [1, 5, 64, 126]
     assert batch["labels"].tolist()[:4] == [8, 12, 7, 69]
     assert set(batch["labels"].tolist()[4:]) == {IGNORED}
-    assert len(batch["labels"]) == len(batch["masked_positions"]) == masked_slots(128, 0.3)
+    assert len(batch["labels"]) == len(batch["masked_positions"]) == predicted_slots(128, PHASE)
     assert batch["row_ids"].tolist() == [3, 8]
     for begin, end in itertools.pairwise(ends):
         assert batch["position_ids"][begin:end].tolist() == list(range(end - begin))
@@ -53,7 +53,8 @@ def test_row_without_a_document_is_all_tail():
 
 
 def test_room_for_masks_is_six_deviations_and_an_overflow_is_an_error():
-    assert masked_slots(10_000, 0.3) == 3000 + 275
-    assert masked_slots(4, 0.9) == 4
+    assert predicted_slots(10_000, PHASE) == 3000 + 275
+    assert predicted_slots(4, PhaseConfig(mask=MaskConfig(rate=0.9))) == 4
+    assert predicted_slots(64, PhaseConfig(objective="clm")) == 64
     with pytest.raises(RuntimeError, match="exceed the batch's room"):
         collate([row(0, [0, 64], range(64))], PHASE, DATA, False)

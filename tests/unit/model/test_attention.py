@@ -1,5 +1,7 @@
-"""Packed attention against dense attention under a mask, in float64."""
+"""Attention within packed documents: every kernel that runs here against dense attention."""
 
+import math
+from collections.abc import Iterator
 from itertools import accumulate
 
 import pytest
@@ -8,37 +10,88 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from restomod.model.attention import BLOCK, Documents, attention, reference_attention
+from restomod.errors import UserError
+from restomod.model.attention import (
+    AttentionPlan,
+    alibi_slopes,
+    attend,
+    choose_backend,
+    plan_attention,
+)
+from restomod.model.attention.cpu import BLOCK, block_mask
+from restomod.model.attention.plan import rope_channels
+from restomod.model.config import EncoderConfig
 from restomod.model.rope import rope_tables, rotate, rotate_into
 
 HEADS, HEAD_SIZE = 2, 8
+KERNELS = ("cpu", "reference")
 
 
-def packed(lengths: list[int], dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    """qkv, cos, sin and cu_seqlens of random documents; zeros are empty documents."""
-    tokens = sum(lengths)
-    generator = torch.Generator().manual_seed(tokens)
-    qkv = torch.randn(tokens, 3, HEADS, HEAD_SIZE, generator=generator, dtype=dtype)
+def make_config(**changes: object) -> EncoderConfig:
+    shape = {"hidden_size": HEADS * HEAD_SIZE, "heads": HEADS, "rope_base_global": 100.0}
+    return EncoderConfig(**{**shape, "rope_base_local": 100.0, **changes})  # type: ignore[arg-type]
+
+
+def make_plan(
+    lengths: list[int], kernel: str, dtype: torch.dtype = torch.float64, **changes: object
+) -> AttentionPlan:
+    """The plan of documents of such lengths; zeros are empty documents."""
     positions = torch.cat([torch.arange(length) for length in lengths])
-    cos, sin = rope_tables(positions, HEAD_SIZE, 100.0, dtype)
-    return qkv, cos, sin, torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-
-
-def dense(qkv: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor, window: int | None) -> Tensor:
-    """One matrix of scores over the whole batch, written without any of the code under test."""
-    half = HEAD_SIZE // 2
-    c, s = cos[:, None].repeat(1, 1, 2), sin[:, None].repeat(1, 1, 2)
-    q, k = (
-        x * c + torch.cat((-x[..., half:], x[..., :half]), -1) * s for x in (qkv[:, 0], qkv[:, 1])
+    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return plan_attention(
+        make_config(**changes), positions, cu_seqlens, max(lengths), dtype, kernel
     )
-    slots = torch.arange(len(qkv))
-    document = (slots[:, None] >= cu_seqlens[None, 1:]).sum(1)
+
+
+def make_qkv(tokens: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randn(tokens, 3, HEADS, HEAD_SIZE, generator=generator, dtype=dtype)
+
+
+def dense(qkv: Tensor, lengths: list[int], config: EncoderConfig, is_global: bool) -> Tensor:
+    """One matrix of scores over the whole batch, written without any of the code under test."""
+    tokens = len(qkv)
+    turned = 0 if config.positions == "alibi" else int(HEAD_SIZE * config.rope_fraction)
+    half = turned // 2
+    base = config.rope_base_global if is_global else config.rope_base_local
+    positions = torch.cat([torch.arange(length) for length in lengths]).float()
+    frequencies = 1.0 / base ** (torch.arange(0, turned, 2).float() / max(turned, 1))
+    angles = positions[:, None, None] * frequencies
+    cos, sin = (
+        angles.cos().to(qkv.dtype),
+        angles.sin().to(qkv.dtype),
+    )  # rounded as transformers does
+    qk = []
+    for x in (qkv[:, 0], qkv[:, 1]):
+        even, odd, rest = x[..., :half], x[..., half:turned], x[..., turned:]
+        qk.append(torch.cat([even * cos - odd * sin, odd * cos + even * sin, rest], -1))
+    slots = torch.arange(tokens)
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     seen = document[:, None] == document
-    if window is not None:
-        seen &= (slots[:, None] - slots).abs() <= window
-    scores = torch.einsum("qhc,khc->hqk", q, k) / HEAD_SIZE**0.5
+    distance = slots[:, None] - slots
+    if not is_global:
+        seen &= distance.abs() <= config.local_window // 2
+    if config.causal:
+        seen &= distance >= 0
+    scores = torch.einsum("qhc,khc->hqk", *qk) / HEAD_SIZE**0.5
+    if config.positions == "alibi":
+        slopes = torch.tensor([2.0 ** (-8 * (h + 1) / HEADS) for h in range(HEADS)]).to(qkv.dtype)
+        scores = scores - slopes[:, None, None] * distance.abs()
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     return torch.einsum("hqk,khc->qhc", weights, qkv[:, 2])
+
+
+def check(lengths: list[int], kernel: str, is_global: bool, **changes: object) -> None:
+    """Compare outputs and gradients with dense attention's."""
+    plan, config = make_plan(lengths, kernel, **changes), make_config(**changes)
+    qkv = make_qkv(sum(lengths)).requires_grad_()
+    out, expected = attend(qkv, plan, is_global), dense(qkv, lengths, config, is_global)
+    close = {"atol": 1e-10, "rtol": 1e-10}
+    torch.testing.assert_close(out, expected, **close)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+    (gradient,) = torch.autograd.grad((out * weight).sum(), qkv)
+    (wanted,) = torch.autograd.grad((expected * weight).sum(), qkv)
+    torch.testing.assert_close(gradient, wanted, **close)
 
 
 CASES = [
@@ -50,71 +103,136 @@ CASES = [
     [30, 0, 0, 40],
     [10, 200, 3, 0, 0],
 ]
+OPTIONS = {
+    "plain": {},
+    "causal": {"causal": True},
+    "alibi": {"positions": "alibi"},
+    "causal alibi": {"positions": "alibi", "causal": True},
+    "half rope": {"rope_fraction": 0.5},
+}
 
 
-@pytest.mark.parametrize("window", [None, 1, 7, 63, 64, 65, 150])
+@pytest.mark.parametrize("window", [None, 2, 14, 126, 128, 130, 300])
 @pytest.mark.parametrize("lengths", CASES, ids=str)
-@pytest.mark.parametrize("function", [attention, reference_attention])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_outputs_and_gradients_equal_dense_masked_attention(
-    function: object, lengths: list[int], window: int | None
+    kernel: str, lengths: list[int], window: int | None
 ) -> None:
-    assert callable(function)
-    qkv, cos, sin, cu_seqlens = packed(lengths)
-    qkv.requires_grad_()
-    documents = Documents(cu_seqlens, max(lengths), len(qkv))
-    out = function(qkv, cos, sin, documents, window)
-    expected = dense(qkv, cos, sin, cu_seqlens, window)
-    torch.testing.assert_close(out, expected, atol=1e-10, rtol=1e-10)
+    check(lengths, kernel, window is None, local_window=window or 128)
 
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
-    (gradient,) = torch.autograd.grad((out * weight).sum(), qkv)
-    (wanted,) = torch.autograd.grad((expected * weight).sum(), qkv)
-    torch.testing.assert_close(gradient, wanted, atol=1e-10, rtol=1e-10)
+
+@pytest.mark.parametrize("window", [None, 6, 128])
+@pytest.mark.parametrize("lengths", [[1], [300, 7], [10, 200, 3, 0, 0]], ids=str)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_every_option_equals_dense_attention(
+    kernel: str, options: dict[str, object], lengths: list[int], window: int | None
+) -> None:
+    check(lengths, kernel, window is None, local_window=window or 128, **options)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     lengths=st.lists(st.integers(0, 90), min_size=1, max_size=8).filter(any),
-    window=st.none() | st.integers(1, 100),
+    window=st.none() | st.integers(1, 100).map(lambda half: 2 * half),
+    options=st.sampled_from(list(OPTIONS.values())),
 )
-def test_any_documents_and_window(lengths: list[int], window: int | None) -> None:
-    qkv, cos, sin, cu_seqlens = packed(lengths)
-    documents = Documents(cu_seqlens, max(lengths), len(qkv))
-    out = attention(qkv, cos, sin, documents, window)
-    torch.testing.assert_close(
-        out, dense(qkv, cos, sin, cu_seqlens, window), atol=1e-10, rtol=1e-10
-    )
+def test_any_documents_and_window(
+    lengths: list[int], window: int | None, options: dict[str, object]
+) -> None:
+    check(lengths, "cpu", window is None, local_window=window or 128, **options)
 
 
-@pytest.mark.parametrize("window", [None, 7])
-def test_a_gradient_of_any_memory_layout_is_taken(window: int | None) -> None:
-    qkv, cos, sin, cu_seqlens = packed([70, 9])
-    qkv.requires_grad_()
-    documents = Documents(cu_seqlens, 70, 79)
-    out = attention(qkv, cos, sin, documents, window)
+@pytest.mark.parametrize("is_global", [True, False])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_gradient_of_any_memory_layout_is_taken(kernel: str, is_global: bool) -> None:
+    plan = make_plan([70, 9], kernel, local_window=14)
+    qkv = make_qkv(79).requires_grad_()
+    out = attend(qkv, plan, is_global)
     (gradient,) = torch.autograd.grad(out.sum(), qkv)  # an expanded gradient, of stride 0
-    (wanted,) = torch.autograd.grad(dense(qkv, cos, sin, cu_seqlens, window).sum(), qkv)
-    torch.testing.assert_close(gradient, wanted, atol=1e-10, rtol=1e-10)
+    (wanted,) = torch.autograd.grad((attend(qkv, plan, is_global) * 1.0).sum(), qkv)
+    torch.testing.assert_close(gradient, wanted)
+
+
+@pytest.fixture
+def nan_memory() -> Iterator[None]:
+    """Fill what torch allocates without writing to it with NaN."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.zeros(3).new_empty(9).isnan().all()
+        assert torch.empty_like(torch.zeros(9)).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("nan_memory")
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("is_global", [True, False])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_nothing_reads_memory_that_nothing_wrote(
+    kernel: str, is_global: bool, options: dict[str, object]
+) -> None:
+    for lengths in ([70, 9], [1], [64, 0, 64, 3]):
+        plan = make_plan(lengths, kernel, torch.float32, local_window=14, **options)
+        qkv = make_qkv(sum(lengths), torch.float32).requires_grad_()
+        out = attend(qkv, plan, is_global)
+        (gradient,) = torch.autograd.grad(out.square().sum(), qkv)
+        assert out.isfinite().all()
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("is_global", [True, False])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_operator_keeps_its_promises_to_torch(
+    kernel: str, is_global: bool, options: dict[str, object]
+) -> None:
+    """Schema, fake, gradient and tracing, by torch's own check."""
+    plan = make_plan([70, 9], kernel, local_window=14, **options)
+    cos, sin = plan.rope_global if is_global else plan.rope_local
+    torch.library.opcheck(
+        torch.ops.restomod.attention.default,
+        (
+            make_qkv(79).requires_grad_(),
+            cos,
+            sin,
+            plan.cu_seqlens,
+            None if is_global else plan.block_mask,
+            plan.slopes,
+            plan.max_seqlen,
+            *(plan.reach_global if is_global else plan.reach_local),
+            plan.backend,
+            False,
+        ),
+    )
 
 
 def test_the_memory_of_local_layers_grows_linearly() -> None:
     def mask_elements(tokens: int) -> int:
         cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32)
-        return Documents(cu_seqlens, tokens, tokens).block_mask(64, torch.float32).numel()
+        return block_mask(cu_seqlens, tokens, 64, 64, None, torch.float32).numel()
 
     assert mask_elements(16 * 1024) == 16 * mask_elements(1024)
 
 
-def test_the_mask_is_computed_once_per_batch() -> None:
-    documents = Documents(torch.tensor([0, 100], dtype=torch.int32), 100, 100)
-    first = documents.block_mask(64, torch.float32)
-    assert documents.block_mask(64, torch.float32) is first
-    assert documents.block_mask(32, torch.float32) is not first
-    assert documents.bounds() is documents.bounds()
+def test_alibi_slopes_are_the_papers() -> None:
+    """arXiv 2108.12409: 8 heads from 1/2 to 1/256; 12 heads add some of 16's."""
+    assert alibi_slopes(8).tolist() == [2.0**-n for n in range(1, 9)]
+    twelve = alibi_slopes(12).tolist()
+    assert twelve[:8] == [2.0**-n for n in range(1, 9)]
+    assert twelve[8:] == pytest.approx([2.0 ** -(n + 0.5) for n in range(4)])
 
 
-def test_rotating_back_restores() -> None:
-    qkv, cos, sin, _ = packed([20])
+@pytest.mark.parametrize(("fraction", "channels"), [(1.0, 8), (0.5, 4), (0.25, 2), (0.01, 0)])
+def test_rope_turns_the_asked_share_of_channels(fraction: float, channels: int) -> None:
+    assert rope_channels(make_config(rope_fraction=fraction)) == channels
+
+
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_rotating_back_restores(fraction: float) -> None:
+    qkv = make_qkv(1100)
+    cos, sin = rope_tables(torch.arange(1100), int(HEAD_SIZE * fraction), 100.0, torch.float64)
     there, back = torch.empty_like(qkv), torch.empty_like(qkv)
     rotate_into(there, qkv, cos, sin)
     torch.testing.assert_close(there, rotate(qkv, cos, sin))
@@ -132,20 +250,40 @@ def test_scores_depend_on_relative_positions_only() -> None:
     torch.testing.assert_close(scores[0], scores[1], atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("window", [None, 7, 64])
-def test_cuda_kernels_equal_the_reference(window: int | None) -> None:
-    qkv, cos, sin, cu_seqlens = (
-        x.cuda() if x.dtype == torch.int32 else x.cuda().bfloat16()
-        for x in packed([10, 200, 3, 0, 0])
-    )
-    documents = Documents(cu_seqlens, 200, len(qkv))
-    results = []
-    for function, dtype in ((attention, torch.bfloat16), (reference_attention, torch.float32)):
-        inputs = qkv.to(dtype).detach().requires_grad_()
-        out = function(inputs, cos.to(dtype), sin.to(dtype), documents, window)
-        (gradient,) = torch.autograd.grad(out.float().square().sum(), inputs)
-        results.append((out.float(), gradient.float()))
-    for got, wanted in zip(*results, strict=True):
-        assert (got - wanted).norm() < 0.02 * wanted.norm()
+def test_positions_far_out_turn_as_exactly_as_near_ones() -> None:
+    """Channel 0 turns by the position itself."""
+    cos, sin = rope_tables(torch.tensor([8191]), 2, 10_000.0, torch.float32)
+    assert float(cos) == pytest.approx(math.cos(8191), abs=1e-6)
+    assert float(sin) == pytest.approx(math.sin(8191), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "alibi", "reason"),
+    [
+        ("flash_attn_2", torch.bfloat16, False, "it runs on cuda, the model is on cpu"),
+        ("flash_attn_9", torch.float32, False, "there are flash_attn_3"),
+    ],
+)
+def test_a_kernel_that_cannot_run_is_refused_with_the_reason(
+    asked: str, dtype: torch.dtype, alibi: bool, reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        choose_backend(asked, "cpu", dtype, alibi)
+
+
+@pytest.mark.parametrize("asked", ["flash_attn_3", "flash_attn_4", "varlen"])
+def test_kernels_without_alibi_or_float32_say_so(asked: str) -> None:
+    with pytest.raises(UserError, match="float16, not in float32"):
+        choose_backend(asked, "cuda", torch.float32, False)
+    with pytest.raises(UserError, match="does not know ALiBi"):
+        choose_backend(asked, "cuda", torch.bfloat16, True)
+
+
+def test_auto_takes_what_the_machine_has(caplog: pytest.LogCaptureFixture) -> None:
+    choose_backend.cache_clear()
+    with caplog.at_level("INFO", logger="restomod"):
+        assert choose_backend("auto", "cpu", torch.float32, False) == "cpu"
+        choose_backend("auto", "cpu", torch.float32, False)
+    assert [record.getMessage() for record in caplog.records] == ["attention: cpu"]
+    if not torch.cuda.is_available():
+        assert choose_backend("auto", "cuda", torch.bfloat16, False) == "reference"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from restomod.model.dropout import dropout, keep_mask, token_keys
+from restomod.model.dropout import dropout, keep_mask, layer_keys, token_keys
 
 ROWS = torch.tensor([0, 1, 2, 3, 1_000_003, 2**40])
 
@@ -12,7 +12,10 @@ ROWS = torch.tensor([0, 1, 2, 3, 1_000_003, 2**40])
 def masks(seed: int = 3, rows: Tensor = ROWS, layer: int = 4, rate: float = 0.1) -> Tensor:
     """Keep masks [row, position, channel]."""
     tokens = 256 * len(rows)
-    return keep_mask(token_keys(seed, rows, tokens), layer, 96, rate).view(len(rows), 256, 96)
+    layers = layer_keys(6, 96, rows.device)
+    return keep_mask(token_keys(seed, rows, tokens), layers[layer], 96, rate).view(
+        len(rows), 256, 96
+    )
 
 
 def test_a_row_has_the_same_mask_in_any_micro_batch() -> None:
@@ -82,9 +85,10 @@ def test_counts_of_dropped_channels_are_binomial() -> None:
 def test_what_is_kept_is_scaled_and_gradients_follow_the_mask() -> None:
     rows = torch.tensor([9])
     keys = token_keys(1, rows, 512)
+    layer_key = layer_keys(4, 30, rows.device)[2]
     x = torch.ones(512, 30, requires_grad=True)
-    out = dropout(x, keys, 2, 0.25)
-    kept = keep_mask(keys, 2, 30, 0.25)
+    out = dropout(x, keys, layer_key, 0.25)
+    kept = keep_mask(keys, layer_key, 30, 0.25)
     torch.testing.assert_close(out, kept / 0.75)
     out.sum().backward()
     torch.testing.assert_close(x.grad, kept / 0.75)

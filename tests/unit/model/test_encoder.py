@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.config import EncoderConfig
+from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize
 
 CONFIG = EncoderConfig(
@@ -49,7 +50,7 @@ def batch(rows: list[list[int]], first_row: int = 0, row_tokens: int = 64) -> di
 def test_forward_sums_what_mlm_loss_averages(model: MaskedLM) -> None:
     model.eval()
     packed = batch([[30, 20], [64], [1, 1, 40]])
-    loss, right, count = model(packed)
+    _, loss, right, count = model(packed)
     labels = torch.full_like(packed["input_ids"], -100)
     kept = packed["labels"] != -100
     labels[packed["masked_positions"][kept]] = packed["labels"][kept]
@@ -75,8 +76,8 @@ def test_padding_of_the_masked_positions_changes_nothing(model: MaskedLM) -> Non
 def test_no_masked_token_contributes_zero_and_no_nan(model: MaskedLM) -> None:
     packed = batch([[30, 20]])
     packed["labels"].fill_(-100)
-    loss, right, count = model(packed)
-    loss.backward()
+    objective, loss, right, count = model(packed)
+    objective.backward()
     assert (float(loss.detach()), int(right), int(count)) == (0.0, 0, 0)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
     ids, cu_seqlens = packed["input_ids"], packed["cu_seqlens"]

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.config import EncoderConfig
+from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize, set_decoder_bias
 
 CONFIG = EncoderConfig(

@@ -11,7 +11,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from restomod.model.encoder import EncoderConfig, MaskedLM
+from restomod.model.config import EncoderConfig
+from restomod.model.encoder import MaskedLM
 from restomod.optim.stable_adamw import CHUNK, StableAdamW, parameter_groups, update_rms
 
 SHAPES = [(48, 33), (17,), (1,), (CHUNK + 5,)]
