@@ -67,6 +67,19 @@ def main() -> int:
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--out", type=Path, help="folder to write; RUN/exported by default")
 
+    imported = command(
+        "import",
+        _import,
+        "check a transformers folder; print how a recipe starts from it",
+    )
+    imported.add_argument("folder", type=Path, metavar="FOLDER")
+
+    tile = command("tile", _tile, "start a larger model from a smaller one, by centre tiling")
+    tile.add_argument("source", type=Path, metavar="RUN|CHECKPOINT|FOLDER", help="smaller model")
+    tile.add_argument("--out", type=Path, required=True, help="transformers folder to write")
+    for size in ("layers", "hidden-size", "intermediate-size"):
+        tile.add_argument(f"--{size}", type=_positive, help="the source's by default")
+
     report = command("report", _report, "write a run's report.html")
     report.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
@@ -172,6 +185,23 @@ def _export(arguments: argparse.Namespace) -> int:
     from restomod.tools.export import export_run
 
     sys.stdout.write(export_run(arguments.run, arguments.out or arguments.run / "exported"))
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.tools.convert import describe_import
+
+    sys.stdout.write(describe_import(arguments.folder))
+    return 0
+
+
+def _tile(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.tools.convert import tile_model
+
+    sizes = (arguments.layers, arguments.hidden_size, arguments.intermediate_size)
+    sys.stdout.write(tile_model(arguments.source, arguments.out, *sizes))
     return 0
 
 

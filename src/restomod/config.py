@@ -96,8 +96,11 @@ class OptimizerConfig:
 
 @dataclass
 class InitConfig:
-    """Initial weights: Megatron's truncated normal, as ModernBERT's."""
+    """Initial weights: Megatron's truncated normal, as ModernBERT's, or those of another model."""
 
+    weights: str = ""
+    """Start from the weights of this run, checkpoint or transformers ModernBERT folder, of the same
+    shape; empty draws new ones."""
     log_unigram_bias: bool = False
     """Start the decoder's bias at the logarithm of the training data's token frequencies instead of
     zero: a short run does not spend its first steps on learning them."""

@@ -325,6 +325,11 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
         "init.log_unigram_bias",
         "needs model.decoder_bias: true",
     )
+    require(
+        not (recipe.init.weights and recipe.init.log_unigram_bias),
+        "init.log_unigram_bias",
+        "would replace the decoder's bias of init.weights",
+    )
     compute = recipe.compute
     require(compute.recompute_every >= 0, "compute.recompute_every", "must not be negative")
     require(compute.logits_mb > 0, "compute.logits_mb", "must be positive")

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 
 from restomod import cli, load_model
 from tests.conftest import Tiny, Trainings
@@ -52,6 +53,30 @@ def test_export_loads_in_transformers_with_the_same_logits(run, monkeypatch, cap
         for begin, end in itertools.pairwise(bounds):
             alone = theirs(input_ids=ids[None, begin:end]).logits[0]
             torch.testing.assert_close(packed[begin:end], alone, atol=1e-4, rtol=0)
+
+
+def test_a_larger_model_starts_from_a_tiled_one(run, tiny, train, tmp_path, monkeypatch, capsys):
+    large, recipe = tmp_path / "large", tiny.write(tmp_path / "large.yaml", init__weights="large")
+    sizes = ["--layers", 4, "--hidden-size", 48, "--intermediate-size", 64]
+    code, out, err = restomod(monkeypatch, capsys, "tile", run, "--out", large, *sizes)
+    assert code == 0, err
+    assert "4 layers of 48, 3 heads" in out
+    code, out, err = restomod(monkeypatch, capsys, "import", large)
+    assert code == 0, err
+    part = yaml.safe_load(out)
+    assert part["init"] == {"weights": str(large)}
+    assert part["model"]["heads"] == 3
+
+    words = [f"runs_dir={tmp_path}", "phases.pretrain.slots=16384", f"init.weights={large}"]
+    code, text = train(recipe, *words)
+    assert code == 2
+    assert "hidden_size: 48 there, 32 here" in text
+    words += [f"model.{key}={value}" for key, value in part["model"].items()]
+    code, text = train(recipe, *words)
+    assert code == 0, text
+    tiled, trained = load_model(large), load_model(tmp_path / "tiny")
+    moved = tiled.encoder.embedding.weight - trained.encoder.embedding.weight
+    assert 0 < moved.norm() < 0.05 * tiled.encoder.embedding.weight.norm()
 
 
 def test_eval_prints_and_stores_numbers_beside_the_unigram(run, monkeypatch, capsys):

@@ -20,11 +20,12 @@ import torch
 from composer import Callback, DataSpec, Logger, State, Trainer
 from composer.utils import dist
 
-from restomod.config import PhaseConfig, Recipe
+from restomod.config import ModelConfig, PhaseConfig, Recipe
 from restomod.data.batch import Batch
 from restomod.data.loader import Loader
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
+from restomod.errors import UserError
 from restomod.model.attention import choose_backend
 from restomod.model.compile import check_compiler, compile_model, compiles
 from restomod.model.config import EncoderConfig
@@ -35,6 +36,7 @@ from restomod.optim.schedules import step_factor
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 from restomod.recipe import save_recipe
 from restomod.tools.report import write_report
+from restomod.tools.runs import load_model
 from restomod.train.checkpoint import (
     Checkpointing,
     check_unchanged,
@@ -176,11 +178,33 @@ def build_model(recipe: Recipe, phase: PhaseConfig, sources: Sources) -> MaskedL
     """Return the recipe's model with its initial weights, on the CPU."""
     config = encoder_config(recipe, phase, sources.tokenizer)
     model = MaskedLM(config)
-    initialize(model, recipe.seed)
+    if recipe.init.weights:
+        model.load_state_dict(_weights_of(recipe.init.weights, config))
+    else:
+        initialize(model, recipe.seed)
     if recipe.init.log_unigram_bias:
         shares = unigram(phase, sources)
         set_decoder_bias(model, torch.from_numpy(np.log(shares)).float())
     return model
+
+
+def _weights_of(path: str, config: EncoderConfig) -> dict[str, torch.Tensor]:
+    """Return the weights of a model of the same shape; raises UserError naming what differs."""
+    source = load_model(path)
+    theirs = source.config
+    shape = {field.name for field in dataclasses.fields(ModelConfig)} - {"attention_dropout"}
+    differing = [
+        f"{name}: {getattr(theirs, name)} there, {getattr(config, name)} here"
+        for name in [*sorted(shape), "vocab_size"]
+        if getattr(theirs, name) != getattr(config, name)
+    ]
+    if differing:
+        raise UserError(
+            f"init.weights: {path} is another model than the recipe's:\n  "
+            + "\n  ".join(differing)
+            + "\n`restomod tile` makes larger models from smaller ones"
+        )
+    return source.state_dict()
 
 
 def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> EncoderConfig:

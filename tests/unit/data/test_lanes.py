@@ -144,6 +144,24 @@ def test_rows_are_whole_and_padding_is_neither_masked_nor_counted(opened):
         ).all()
 
 
+def test_next_tokens_are_predicted_within_documents_only(opened):
+    recipe, sources = opened(data__workers=0, phases__objective="clm")
+    loader = Loader(recipe, recipe.phases[0], sources)
+    for _, (batch,) in zip(range(10), ([b] for bs in loader for b in bs), strict=False):
+        ids, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
+        positions = batch["masked_positions"].numpy()[labels != IGNORED]
+        expected = [
+            n
+            for begin, end in itertools.pairwise(batch["cu_seqlens"].tolist())
+            if begin < end and ids[begin] != sources.tokenizer.pad_id
+            for n in range(begin, end - 1)
+        ]
+        assert positions.tolist() == expected
+        assert (labels[labels != IGNORED] == ids[positions + 1]).all()
+        assert len(labels) == len(ids)
+        assert not (ids == sources.tokenizer.mask_id).any()
+
+
 def test_long_document_arrives_whole_and_empty_ones_are_counted(opened, tiny):
     """A stream with documents of 1 and 50,000 tokens: one epoch delivers each token once."""
     recipe, sources = opened(
