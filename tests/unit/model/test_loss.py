@@ -104,25 +104,26 @@ def test_the_operator_keeps_its_promises_to_torch(gradients: bool) -> None:
 
 
 PEAK = """
-import json, resource, sys, torch
+import json, sys, torch
 from restomod.model.loss import linear_cross_entropy
 v, whole = int(sys.argv[1]), sys.argv[2] == "whole"
 m, d = 2048, 64
-hidden = torch.randn(m, d, requires_grad=True)
-weight = (torch.randn(v, d) * 0.1).requires_grad_()
-labels = torch.randint(v, (m,))
-weight.grad = torch.zeros_like(weight)
-def step(rows):
+def inputs(words):
+    weight = (torch.randn(words, d) * 0.1).requires_grad_()
+    weight.grad = torch.ones_like(weight)
+    return torch.randn(m, d, requires_grad=True), weight, torch.randint(words, (m,))
+def step(hidden, weight, labels):
     if whole:
-        torch.nn.functional.cross_entropy(hidden[:rows] @ weight.T, labels[:rows]).backward()
+        torch.nn.functional.cross_entropy(hidden @ weight.T, labels).backward()
     else:
-        sums = linear_cross_entropy(hidden[:rows], weight, None, labels[:rows], 0.0, 64)
-        sums.objective.backward()
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-step(2)
+        linear_cross_entropy(hidden, weight, None, labels, 0.0, 64).objective.backward()
+def peak():  # of this process image; ru_maxrss would start from that of the process that forked it
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(status["VmHWM"].split()[0]) * 1024
+step(*inputs(100))
+given = inputs(v)
 before = peak()
-step(m)
+step(*given)
 print(json.dumps(peak() - before))
 """
 
@@ -138,6 +139,6 @@ def peak_bytes(vocabulary: int, how: str) -> int:
 def test_the_logits_never_exist_whole(vocabulary: int) -> None:
     """2,048 positions: 413 MB of logits with 50,368 words, 2.1 GB with 256,000; pieces of 64 MB."""
     logits, weight = 2048 * vocabulary * 4, vocabulary * 64 * 4
-    assert peak_bytes(vocabulary, "pieces") < 64e6 + 2 * weight + 100e6 < 0.9 * logits
+    assert 32e6 < peak_bytes(vocabulary, "pieces") < 64e6 + 2 * weight + 100e6 < 0.9 * logits
     if vocabulary == 50_368:
         assert peak_bytes(vocabulary, "whole") > logits  # what the measurement would see
