@@ -16,7 +16,6 @@ padding tail is cut into segments no longer than max_seqlen.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,18 +23,9 @@ import torch
 
 from restomod.config import DataConfig, PhaseConfig
 from restomod.data.lanes import Row
-from restomod.data.mlm import IGNORED
+from restomod.data.mlm import IGNORED, predicted_slots
 
 Batch = dict[str, Any]
-
-
-def predicted_slots(slots: int, phase: PhaseConfig) -> int:
-    """Return M, the room for predicted positions in `slots` tokens."""
-    if phase.objective == "clm":
-        return slots
-    rate = phase.mask.rate
-    deviation = math.sqrt(slots * rate * (1 - rate))
-    return min(slots, math.ceil(rate * slots + 6 * deviation))
 
 
 def document_slots(phase: PhaseConfig, data: DataConfig) -> int:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from restomod.config import MaskConfig
+from restomod.config import MaskConfig, PhaseConfig
 
 IGNORED = -100
 """Label of a position that is not predicted."""
+
+
+def predicted_slots(slots: int, phase: PhaseConfig) -> int:
+    """Return M, the room for predicted positions in `slots` tokens."""
+    if phase.objective == "clm":
+        return slots
+    rate = phase.mask.rate
+    deviation = math.sqrt(slots * rate * (1 - rate))
+    return min(slots, math.ceil(rate * slots + 6 * deviation))
 
 
 class Masker:

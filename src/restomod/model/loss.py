@@ -96,6 +96,7 @@ def _linear_cross_entropy(
                     grad_weight.add_(logits.T @ x)
                 if bias is not None:
                     grad_bias.add_(logits.sum(0, dtype=wide))
+            del logits  # before the next piece's
     count = (labels != IGNORED).sum()
     # An operator's outputs must not share memory.
     return (
@@ -136,6 +137,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.has_bias = inputs[2] is not None
     ctx.save_for_backward(*output[4:])
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else zeros of every output's size in the backward pass
 
 
 def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:

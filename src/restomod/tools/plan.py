@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from restomod.config import ModelConfig, PhaseConfig, Recipe
+from restomod.config import PhaseConfig, Recipe
+from restomod.data.mlm import predicted_slots
 from restomod.data.shards import ShardedDataset
 from restomod.data.tokenizer import load_tokenizer
 from restomod.errors import UserError
+from restomod.model.memory import parameters, step_memory
 from restomod.optim.schedules import step_factor
 
 PLOT_COLUMNS, PLOT_ROWS = 60, 6
@@ -35,19 +37,9 @@ def plan(recipe: Recipe, world_size: int) -> str:
     )
     for phase in recipe.phases:
         lines += _phase(recipe, phase, world_size)
+        if vocab_size:
+            lines += [f"  {line}" for line in _memory(recipe, phase, vocab_size)]
     return "\n".join(lines) + "\n"
-
-
-def parameters(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
-    """Return (parameters of body and head, parameters of embedding and decoder bias).
-
-    Embedding and decoder are tied, so the matrix counts once.
-    """
-    d, f = model.hidden_size, model.intermediate_size
-    layer = 3 * d * d + d * d + 2 * f * d + f * d + 2 * d
-    norms = d + d - d  # embedding norm and final norm, less the attention norm that layer 0 lacks
-    head = d * d + d
-    return model.layers * layer + norms + head, vocab_size * d + vocab_size
 
 
 def _phase(recipe: Recipe, phase: PhaseConfig, world_size: int) -> list[str]:
@@ -64,6 +56,17 @@ def _phase(recipe: Recipe, phase: PhaseConfig, world_size: int) -> list[str]:
     ]
     lines += ["  " + line for line in _mixture(recipe, phase)]
     return lines + ["  " + line for line in _plot(phase)]
+
+
+def _memory(recipe: Recipe, phase: PhaseConfig, vocab_size: int) -> list[str]:
+    tokens = phase.micro_batch_rows * phase.row_tokens
+    predicted = predicted_slots(tokens, phase)
+    lines = []
+    for device, name in (("cuda", "GPU, bf16"), ("cpu", "CPU, float32")):
+        memory = step_memory(recipe.model, vocab_size, tokens, predicted, recipe.compute, device)
+        parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in vars(memory).items())
+        lines.append(f"memory of a rank ({name}): {memory.peak / 1e9:.2f} GB ({parts})")
+    return lines
 
 
 def _mixture(recipe: Recipe, phase: PhaseConfig) -> list[str]:

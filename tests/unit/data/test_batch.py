@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from restomod.config import DataConfig, MaskConfig, PhaseConfig
-from restomod.data.batch import collate, document_slots, predicted_slots
+from restomod.data.batch import collate, document_slots
 from restomod.data.lanes import Row
-from restomod.data.mlm import IGNORED
+from restomod.data.mlm import IGNORED, predicted_slots
 
 PHASE = PhaseConfig(sequence_length=10, row_tokens=64, mask=MaskConfig(rate=0.3))
 DATA = DataConfig(tokens_per_document_min=8)

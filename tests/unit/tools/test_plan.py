@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from restomod.data.sources import open_sources
+from restomod.model.memory import parameters
 from restomod.recipe import load_recipe
-from restomod.tools.plan import parameters, plan
+from restomod.tools.plan import plan
 
 SHIPPED = sorted((Path(__file__).parents[3] / "yamls" / "recipes").glob("*.yaml"))
 
@@ -25,6 +26,8 @@ def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):
     tokens = open_sources(recipe).streams["prose"].attributes.tokens
     assert f"{tokens:,} tokens, {0.3 * 49_152 / tokens:.2f} epochs" in text
     assert "fewer than 27 mean chunks" in text
+    for line in ("memory of a rank (GPU, bf16): 0.0", "memory of a rank (CPU, float32): 0.0"):
+        assert line in text
 
 
 def test_parameters_are_those_of_the_model(tiny, tmp_path):

@@ -110,6 +110,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
         qkv = qkv.new_empty(0)
     ctx.save_for_backward(qkv, *output, cos, sin, cu_seqlens, block_mask, slopes)
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else zeros of every output's size in the backward pass
 
 
 def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,0 +1,117 @@
+"""Memory that a training step needs on a device, as `restomod plan` prints it.
+
+Enters: the encoder's shape, the phase's micro-batch, and how it is computed. Leaves: bytes by part.
+Counts the tensors that eager PyTorch keeps for the backward pass, operation by operation, and what
+else is alive when the most is. Compiled layers need less, since they compute elementwise results
+again; the allocator's fragments, the CUDA context and DDP's buckets come on top. Imports no torch.
+
+Shapes: T tokens of the micro-batch, M predicted ones, D hidden, I intermediate, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from restomod.config import ComputeConfig, ModelConfig
+
+FLOAT32, BF16 = 4, 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes by part."""
+
+    weights: float
+    """Float32 weights; on CUDA their bf16 copies too, which autocast keeps for a forward pass."""
+    gradients: float
+    optimizer: float
+    """First and second moments."""
+    activations: float
+    """What the backward pass finds or has computed again at the peak."""
+    logits: float
+    """What the loss holds at the peak: a piece of the logits and the decoder's gradient, or that
+    gradient and its product with the loss's scale."""
+
+    @property
+    def peak(self) -> float:
+        """All of them at once, in any but the first step."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def parameters(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
+    """Return (parameters of body and head, parameters of embedding and decoder bias).
+
+    Embedding and decoder are tied, so the matrix counts once.
+    """
+    d, i = model.hidden_size, model.intermediate_size
+    norm = 2 * d if model.norm_bias else d
+    layer = 4 * d * d + 3 * i * d + 2 * norm
+    layer += 4 * d * model.attention_bias + (2 * i + d) * model.mlp_bias
+    norms = (
+        norm + norm - norm
+    )  # embedding and final norm, less attention norm 0, which is not there
+    head = d * d + d * model.head_bias + norm
+    body = model.layers * layer + norms + head
+    return body, vocab_size * d + vocab_size * model.decoder_bias
+
+
+def step_memory(
+    model: ModelConfig,
+    vocab_size: int,
+    tokens: int,
+    predicted: int,
+    compute: ComputeConfig,
+    device: str,
+) -> Memory:
+    """Estimate a step on a micro-batch of `tokens`, of which `predicted` count.
+
+    `device` is cpu (float32) or cuda (bf16 autocast).
+    """
+    cuda = device == "cuda"
+    count = sum(parameters(model, vocab_size))
+    matrix = vocab_size * model.hidden_size
+    itemsize = BF16 if cuda else FLOAT32
+    whole, kept = _layer(model, tokens, itemsize, compute.recompute_keep)
+    recomputed = -(-model.layers // compute.recompute_every) if compute.recompute_every else 0
+    stream = FLOAT32 * tokens * model.hidden_size
+    # The embedding's norm, and the last layer's output.
+    body = (model.layers - recomputed) * whole + recomputed * kept + 2 * stream
+    head = 6 * FLOAT32 * predicted * model.hidden_size
+    piece = min(compute.logits_mb * 1e6, itemsize * predicted * vocab_size)
+    decoder = FLOAT32 * matrix
+    # Where the loss is; where the last recomputed layer is.
+    moments = [(body + head, decoder + max(piece, decoder))]
+    if recomputed:
+        after = (model.layers - 1) % compute.recompute_every  # layers behind it, done already
+        gradients = 2 * stream + 2 * itemsize * tokens * model.intermediate_size
+        moments.append((body - after * whole - kept + whole + gradients, decoder))
+    activations, logits = max(moments, key=sum)
+    return Memory(
+        weights=(FLOAT32 + (BF16 if cuda else 0)) * count,
+        gradients=FLOAT32 * count,
+        optimizer=2 * FLOAT32 * count,
+        activations=activations,
+        logits=logits,
+    )
+
+
+def _layer(model: ModelConfig, tokens: int, x: int, keep: str) -> tuple[float, float]:
+    """Return the bytes that a layer keeps, and those that it keeps if it is recomputed.
+
+    `x` is the bytes of a product's element.
+    """
+    d, i = model.hidden_size, model.intermediate_size
+    cuda = x == BF16
+    stream = FLOAT32 * d  # residual stream
+    # qkv, and its rotated queries and keys, on CUDA; rotated queries, keys and values on the CPU.
+    attention = (5 if cuda else 3) * x * d + x * d + FLOAT32 * model.heads
+    drops = 1.0 * d if model.attention_dropout else 0.0
+    # The GLU's projection, activated values and product; our kernel computes the values again.
+    gated = x * (3 if cuda else 4) * i
+    whole = stream + x * d + attention + drops + stream + x * d + gated
+    kept = stream
+    if keep in ("attention", "products"):
+        kept += attention
+    if keep == "products":
+        kept += x * (3 * d + d + 2 * i + d) - (3 * x * d if cuda else 0)
+    return tokens * whole, tokens * kept

@@ -1,0 +1,119 @@
+"""The memory model against the peaks that PyTorch's allocator reports, and, for CUDA, against the
+tensors that a forward pass on a made-up device keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+
+import restomod.kernels.glu
+import restomod.kernels.norm
+from restomod.config import ComputeConfig
+from restomod.model.attention.backends import BACKENDS
+from restomod.model.config import EncoderConfig
+from restomod.model.encoder import MaskedLM
+from restomod.model.memory import parameters, step_memory
+
+TOKENS, PREDICTED = 2048, 614
+
+
+def batch() -> dict[str, torch.Tensor | int]:
+    return {
+        "input_ids": torch.arange(TOKENS) % 1000,
+        "position_ids": (torch.arange(TOKENS) % 512).int(),
+        "cu_seqlens": torch.arange(0, TOKENS + 1, 512, dtype=torch.int32),
+        "max_seqlen": 512,
+        "masked_positions": torch.arange(PREDICTED),
+        "labels": torch.arange(PREDICTED) % 1000,
+        "row_ids": torch.zeros(1, dtype=torch.int64),
+    }
+
+
+def peak_bytes(model: MaskedLM, folder: Path) -> int:
+    """Return the most that a second step allocates over what the first has left."""
+    model(batch()).objective.backward()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model(batch()).objective.backward()
+    trace = folder / "trace.json"
+    profiler.export_chrome_trace(str(trace))
+    events = [e for e in json.loads(trace.read_text())["traceEvents"] if e["name"] == "[memory]"]
+    first = min(events, key=lambda event: event["ts"])["args"]
+    before = first["Total Allocated"] - first["Bytes"]
+    return max(event["args"]["Total Allocated"] for event in events) - before
+
+
+@pytest.mark.parametrize(
+    ("shape", "vocabulary", "compute"),
+    [
+        ((4, 256, 384), 30_000, ComputeConfig()),
+        ((4, 256, 384), 30_000, ComputeConfig(logits_mb=10)),
+        ((2, 128, 192), 200_000, ComputeConfig(logits_mb=64)),
+        ((6, 64, 256), 1_000, ComputeConfig()),
+        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=1)),
+        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=1, recompute_keep="attention")),
+        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=2, recompute_keep="products")),
+        ((7, 256, 384), 2_000, ComputeConfig(recompute_every=3)),
+    ],
+    ids=str,
+)
+def test_the_estimate_is_what_a_step_allocates(shape, vocabulary, compute, tmp_path):
+    layers, hidden, intermediate = shape
+    config = EncoderConfig(
+        layers=layers,
+        hidden_size=hidden,
+        heads=4,
+        intermediate_size=intermediate,
+        vocab_size=vocabulary,
+    )
+    model = MaskedLM(config).train()
+    model.compute_as(compute)
+    memory = step_memory(config, vocabulary, TOKENS, PREDICTED, compute, "cpu")
+    assert memory.activations + memory.logits == pytest.approx(peak_bytes(model, tmp_path), rel=0.1)
+    assert memory.weights == memory.gradients == 4 * sum(parameters(config, vocabulary))
+
+
+class Nothing:
+    """Stands in for a Triton kernel: takes a launch and does nothing."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **constants: None
+
+
+def test_on_cuda_the_activations_are_what_the_backward_pass_finds(monkeypatch):
+    """Shapes and dtypes decide, so a fake device and kernels that compute nothing will do."""
+    for module in (restomod.kernels.glu, restomod.kernels.norm):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Nothing())
+    monkeypatch.setattr(BACKENDS["varlen"], "missing", lambda: "")
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    config = EncoderConfig(
+        layers=5, hidden_size=256, heads=4, intermediate_size=384, vocab_size=5000
+    )
+    compute = ComputeConfig(attention="varlen")
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[id(tensor.untyped_storage())] = tensor.untyped_storage()
+        return tensor
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cuda"):
+        model = MaskedLM(config).train()
+        model.compute_as(compute)
+        tensors = batch()
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cuda", torch.bfloat16),
+        ):
+            model(tensors)
+        weights = {id(parameter.untyped_storage()) for parameter in model.parameters()}
+        found = sum(storage.nbytes() for key, storage in kept.items() if key not in weights)
+    casts = 2 * (parameters(config, 0)[0])  # bf16 copies of the layers' weights
+    loss = 4 * (parameters(config, 5000)[1])  # the decoder's gradient
+    memory = step_memory(config, 5000, TOKENS, PREDICTED, compute, "cuda")
+    assert memory.activations == pytest.approx(found - casts - loss, rel=0.1)
