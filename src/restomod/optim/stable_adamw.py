@@ -13,6 +13,7 @@ Per tensor of n elements, at step t, with bias correction folded into b1 and b2:
 The RMS reads g and v; then torch's fused AdamW kernel, told the rate, does the rest in one pass.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,12 @@ class StableAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         """Take parameters or groups of them; every group may override the other arguments.
+
+        `compiled` has torch.compile make the pass over gradients and second moments one loop: the
+        sums are rounded otherwise.
 
         Raises ValueError for a number out of its range.
         """
@@ -62,6 +67,7 @@ class StableAdamW(torch.optim.Optimizer):
             "weight_decay": weight_decay,
         }
         super().__init__(params, defaults)
+        self._compiled = compiled
         self._late_steps: dict[torch.device, Tensor] = {}
         for group in self.param_groups:
             _check(group)
@@ -93,7 +99,8 @@ class StableAdamW(torch.optim.Optimizer):
         for w in parameters:
             assert w.grad is not None
             state = self.state[w]
-            rate = c.lr / update_rms(w.grad, state["exp_avg_sq"], c.beta2, c.eps).clamp_min(1.0)
+            rms = update_rms(w.grad, state["exp_avg_sq"], c.beta2, c.eps, self._compiled)
+            rate = c.lr / rms.clamp_min(1.0)
             torch._fused_adamw_(
                 [w],
                 [w.grad],
@@ -117,14 +124,18 @@ class StableAdamW(torch.optim.Optimizer):
         return self._late_steps[device]
 
 
-def update_rms(g: Tensor, v: Tensor, beta2: float, eps: float) -> Tensor:
+def update_rms(g: Tensor, v: Tensor, beta2: float, eps: float, compiled: bool = False) -> Tensor:
     """Return sqrt(mean(g^2 / max(v', eps^2))), v' = beta2 v + (1 - beta2) g^2, with no host sync.
 
     Reads g and v once, and leaves them: the fused kernel that follows updates v.
     """
     if g.numel() == 0:
         return g.new_zeros(())
-    g, v = g.reshape(-1), v.view(-1)
+    total = (_sum_compiled if compiled else _sum)(g.reshape(-1), v.view(-1), beta2, eps)
+    return (total / g.numel()).sqrt()
+
+
+def _sum(g: Tensor, v: Tensor, beta2: float, eps: float) -> Tensor:
     # v' / beta2 takes one operation instead of two; at the first step beta2 is 0, and v' is g^2.
     scale = beta2 or 1.0
     chunk = CHUNK if g.device.type == "cpu" else g.numel()
@@ -139,7 +150,24 @@ def update_rms(g: Tensor, v: Tensor, beta2: float, eps: float) -> Tensor:
         x.clamp_min_(eps**2 / scale)
         torch.div(g_, x, out=x)
         sums.append(torch.dot(x, g_))
-    return (torch.stack(sums).sum() / (scale * g.numel())).sqrt()
+    return torch.stack(sums).sum() / scale
+
+
+def _sum_compiled(g: Tensor, v: Tensor, beta2: float, eps: float) -> Tensor:
+    # Numbers as tensors: they change with the step, and would be compiled in.
+    return _one_pass()(g, v, torch.tensor(beta2), torch.tensor(eps**2))
+
+
+@functools.cache
+def _one_pass() -> Callable[..., Tensor]:
+    """Return the sum as one generated loop, for tensors of any size."""
+
+    def one_pass(g: Tensor, v: Tensor, beta2: Tensor, least: Tensor) -> Tensor:
+        squares = g * g
+        return (squares / (beta2 * v + (1 - beta2) * squares).clamp_min(least)).sum()
+
+    compiled: Callable[..., Tensor] = torch.compile(one_pass, dynamic=True, fullgraph=True)
+    return compiled
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

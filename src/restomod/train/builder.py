@@ -118,7 +118,8 @@ def train(run: PreparedRun, started: float) -> None:
     )
     model = build_model(recipe, phase, sources)
     model.compute_as(recipe.compute, phase.z_loss)
-    if compiles(recipe.compute, device):
+    compiled = compiles(recipe.compute, device)
+    if compiled:
         compile_model(model, device, Path(recipe.cache_dir))
     optimizer = StableAdamW(
         parameter_groups(model, recipe.optimizer.weight_decay),
@@ -126,6 +127,7 @@ def train(run: PreparedRun, started: float) -> None:
         lr_max=recipe.optimizer.lr,
         betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
         eps=recipe.optimizer.eps,
+        compiled=compiled,
     )
     steps = StepMetrics(
         recipe, phase, model.config, loader, sources, peak_flops(device), clock, metrics

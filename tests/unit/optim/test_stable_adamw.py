@@ -96,12 +96,24 @@ def test_weight_decay_is_relative_to_the_peak_rate() -> None:
         torch.testing.assert_close(p.detach(), torch.full((10,), 1 - lost))
 
 
-def test_the_rms_bounds_the_divisor_by_eps() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_rms_bounds_the_divisor_by_eps(compiled: bool) -> None:
     g, v = torch.tensor([1e-7, 0.0, 3.0]), torch.tensor([1e-20, 0.0, 4.0])
     updated = (0.98 * v + 0.02 * g**2).clamp(min=1e-12)
-    torch.testing.assert_close(update_rms(g, v, 0.98, 1e-6), (g**2 / updated).mean().sqrt())
-    assert torch.equal(update_rms(torch.zeros(4), torch.zeros(4), 0.0, 1e-6), torch.zeros(()))
-    assert torch.equal(update_rms(torch.zeros(0), torch.zeros(0), 0.9, 1e-6), torch.zeros(()))
+    rms = update_rms(g, v, 0.98, 1e-6, compiled)
+    torch.testing.assert_close(rms, (g**2 / updated).mean().sqrt())
+    for size, beta2 in ((4, 0.0), (0, 0.9)):
+        nothing = torch.zeros(size)
+        assert torch.equal(update_rms(nothing, nothing, beta2, 1e-6, compiled), torch.zeros(()))
+
+
+def test_the_compiled_rms_serves_every_size_and_step() -> None:
+    torch._dynamo.utils.counters.clear()
+    for size in range(2, 40):
+        g, v = torch.randn(size), torch.rand(size)
+        rms = update_rms(g, v, 1 - 1 / size, 1e-6, compiled=True)
+        torch.testing.assert_close(rms, update_rms(g, v, 1 - 1 / size, 1e-6))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
 def run(parameters: list[nn.Parameter], opt: StableAdamW, steps: range) -> None:

@@ -34,11 +34,13 @@ def spiky_gradients(parameters: list[nn.Parameter], step: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator) * scale
 
 
-@pytest.mark.parametrize("decay", [0.0, 1e-2])
+@pytest.mark.parametrize(("decay", "compiled"), [(0.0, False), (1e-2, False), (1e-2, True)])
 @pytest.mark.filterwarnings("ignore:You are using weight_decay")
-def test_equals_torch_optimi_while_the_clip_acts_on_every_shape(decay: float) -> None:
+def test_equals_torch_optimi_while_the_clip_acts_on_every_shape(
+    decay: float, compiled: bool
+) -> None:
     ours, theirs = weights(), weights()
-    mine = StableAdamW(ours, lr=1e-2, lr_max=1e-2, weight_decay=decay)
+    mine = StableAdamW(ours, lr=1e-2, lr_max=1e-2, weight_decay=decay, compiled=compiled)
     reference = optimi.StableAdamW(
         theirs, lr=1e-2, betas=(0.9, 0.98), weight_decay=decay, decouple_lr=True, max_lr=1e-2,
         triton=False, foreach=False,
