@@ -1,16 +1,25 @@
-"""Our training step beside transformers' ModernBertForMaskedLM, on the CPU, in one run.
+"""Our training step beside its peers', on the CPU, in one run.
 
-Both train the same weights on the same documents, without dropout: ours packed, theirs padded to
-the longest of a batch (sdpa), as shipped (logits at every position) and with sparse_prediction;
-the losses of the first batch must agree. A step is forward and backward; the optimizer is timed by
-itself, ours beside torch's fused AdamW. Steps take turns, so that whatever else the machine does
-falls on all, and best and median of each are reported, beside the machine's best torch.mm of the
-same minutes. Memory reuse (`keep_freed_memory`) is on for all of them.
+All train the same shape on the same documents, without dropout:
 
-    python benchmarks/encoder_step.py --sizes 5m,17m --out benchmarks/results/encoder-step-cpu.txt
+- ours, eager: packed, a batch's documents in one row;
+- ours, compiled: the documents of all batches in rows of one length, as the loader packs them;
+- transformers' ModernBertForMaskedLM (sdpa) with our weights: padded to the longest of a batch, as
+  shipped, which computes logits at every position; with sparse_prediction; and with its documents
+  sorted by length before they are cut into batches, the most that padding can be spared;
+- torch's nn.TransformerEncoder of the same width and as many parameters, padded.
+
+The losses of the first two kinds must agree on the first batch. A step is forward and backward; the
+optimizer is timed by itself, beside torch's fused AdamW. Steps take turns, so that whatever else
+the machine does falls on all, with the machine's best torch.mm between them. Tokens exclude padding
+for everybody. Memory is what one more step allocates at most over what exists before it. Memory
+reuse (`keep_freed_memory`) is on for all of them.
+
+    OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 python benchmarks/encoder_step.py --sizes 5m,17m
 """
 
 import argparse
+import json
 import os
 import platform
 import statistics
@@ -20,19 +29,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from transformers import ModernBertForMaskedLM
 
+from restomod.model.compile import compile_model
 from restomod.model.config import EncoderConfig
 from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import MaskedLM
-from restomod.model.flops import flops_per_token, linear_flops_per_token
+from restomod.model.flops import flops_per_token
 from restomod.model.hf import save_transformers
 from restomod.model.init import initialize
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
@@ -42,96 +54,228 @@ SIZES = {
     "17m": (8, 384, 6, 576, 50_368),
     "150m": (22, 768, 12, 1152, 50_368),
 }  # layers, hidden size, heads, intermediate size, vocabulary
-DOCUMENTS = {"variable": 16, "full": 8}  # a batch
-LONGEST, MASK_RATE = 1024, 0.3
-Step = Callable[[int], float]
+KINDS = {"short": (16, 1024), "full": (8, 1024), "long": (1, 8192)}  # documents a batch, longest
+CONTENDERS = ("ours", "compiled", "padded", "sparse", "sorted", "torch")
+NAMES = {
+    "ours": "restomod, eager",
+    "compiled": "restomod, compiled",
+    "padded": "transformers, padded",
+    "sparse": "transformers, sparse_prediction",
+    "sorted": "transformers, sorted by length",
+    "torch": "nn.TransformerEncoder, padded",
+}
+MASK_RATE = 0.3
+PAD, MASK = 0, 3
+Lengths = list[int]
+Forward = Callable[[Lengths, int], Tensor]
+"""From the lengths of a batch's documents, and a seed for their words, to the loss."""
 
 
-def lengths_of(kind: str, batches: int) -> list[list[int]]:
+class Contender(NamedTuple):
+    """Somebody's way to train."""
+
+    model: nn.Module
+    forward: Forward
+    batches: list[Lengths]
+
+    def step(self, n: int) -> float:
+        """Train on batch n; return the loss."""
+        loss = self.forward(self.batches[n], n)
+        loss.backward()
+        self.model.zero_grad()
+        return float(loss.detach())
+
+
+def batches_of(kind: str, batches: int) -> list[Lengths]:
     """Lengths of the documents of every batch."""
-    if kind == "full":
-        return [[LONGEST] * DOCUMENTS[kind]] * batches
+    size, longest = KINDS[kind]
+    if kind != "short":
+        return [[longest] * size] * batches
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.empty(batches, DOCUMENTS[kind]).log_normal_(5.3, 0.9, generator=generator)
-    return drawn.long().clamp(2, LONGEST).tolist()
+    drawn = torch.empty(batches, size).log_normal_(5.3, 0.9, generator=generator)
+    return drawn.long().clamp(2, longest).tolist()
 
 
-def documents(lengths: list[int], vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
+def rows_of(batches: list[Lengths]) -> list[Lengths]:
+    """The same documents in as many rows of one length; those on an edge are cut in two."""
+    bounds = set(accumulate(chain(*batches)))
+    row = -(-max(bounds) // len(batches))
+    edges = sorted(bounds | {row * n for n in range(1, len(batches) + 1)})
+    pieces: list[Lengths] = [[] for _ in batches]
+    for start, end in zip([0, *edges[:-1]], edges, strict=True):
+        pieces[start // row].append(end - start)
+    return pieces
+
+
+def words(lengths: Lengths, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
     """Token ids [T], and labels [T]: -100 where nothing is masked."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, vocab_size, (sum(lengths),), generator=generator)
     masked = torch.rand(ids.shape, generator=generator) < MASK_RATE
-    return ids.masked_fill(masked, 3), ids.masked_fill(~masked, -100)
+    return ids.masked_fill(masked, MASK), ids.masked_fill(~masked, -100)
 
 
-def our_step(model: MaskedLM, batches: list[list[int]]) -> Step:
-    """Return a step of our model: it trains on batch n and returns the loss."""
-    config = model.train().config
+def padded(lengths: Lengths, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Token ids and labels, a document a row, padded to the longest."""
+    ids, labels = (x.split(lengths) for x in words(lengths, vocab_size, seed))
+    pad = nn.utils.rnn.pad_sequence
+    return pad(ids, batch_first=True, padding_value=PAD), pad(
+        labels, batch_first=True, padding_value=-100
+    )
 
-    def step(n: int) -> float:
-        lengths = batches[n]
-        ids, labels = documents(lengths, config.vocab_size, seed=n)
+
+def ours(model: MaskedLM, most: int) -> Forward:
+    """Return the loss of our model on at most so many packed documents."""
+
+    def forward(lengths: Lengths, seed: int) -> Tensor:
+        ids, labels = words(lengths, model.config.vocab_size, seed)
         positions = (labels != -100).nonzero().squeeze(1)
+        bounds = [0, *accumulate(lengths)]
+        bounds += [bounds[-1]] * (most - len(lengths))
         batch: dict[str, Any] = {
             "input_ids": ids,
             "position_ids": torch.cat([torch.arange(x, dtype=torch.int32) for x in lengths]),
-            "cu_seqlens": torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
-            "max_seqlen": LONGEST,
+            "cu_seqlens": torch.tensor(bounds, dtype=torch.int32),
+            "max_seqlen": max(longest for _, longest in KINDS.values()),
             "masked_positions": positions,
             "labels": labels[positions],
-            "row_ids": torch.tensor([n]),
+            "row_ids": torch.tensor([seed]),
         }
         sums = model(batch)
-        loss = sums.objective / sums.predictions
-        loss.backward()
-        model.zero_grad()
-        return float(loss.detach())
+        loss: Tensor = sums.objective / sums.predictions
+        return loss
 
-    return step
+    return forward
 
 
-def their_step(model: MaskedLM, batches: list[list[int]], sparse: bool) -> Step:
-    """Return a step of transformers' model with the same weights, on padded batches."""
-    vocab_size = model.config.vocab_size
+def theirs(model: nn.Module, vocab_size: int) -> Forward:
+    """Return the loss of transformers' model on padded documents."""
+
+    def forward(lengths: Lengths, seed: int) -> Tensor:
+        ids, labels = padded(lengths, vocab_size, seed)
+        loss: Tensor = model(input_ids=ids, attention_mask=(ids != PAD).long(), labels=labels).loss
+        return loss
+
+    return forward
+
+
+class Plain(nn.Module):
+    """torch's encoder, with logits at every position."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            config.hidden_size,
+            config.heads,
+            3 * config.intermediate_size // 2,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.vocab_size = config.vocab_size
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder.weight = self.embedding.weight
+
+    def forward(self, lengths: Lengths, seed: int) -> Tensor:
+        """Return the loss on padded documents."""
+        ids, labels = padded(lengths, self.vocab_size, seed)
+        hidden = self.layers(self.embedding(ids), src_key_padding_mask=ids == PAD)
+        return F.cross_entropy(self.decoder(hidden).flatten(0, 1), labels.flatten())
+
+
+def contenders_of(
+    names: list[str], config: EncoderConfig, batches: list[Lengths]
+) -> dict[str, Contender]:
+    """Return those named; ours and transformers' with the same weights."""
+    model = MaskedLM(config).train()
+    initialize(model, seed=0)
+    made: dict[str, Contender] = {}
     with tempfile.TemporaryDirectory() as folder:
         save_transformers(model, folder)
-        theirs = ModernBertForMaskedLM.from_pretrained(
-            folder, sparse_prediction=sparse, reference_compile=False, attn_implementation="sdpa"
-        ).train()
+        for name in names:
+            if name == "ours":
+                made[name] = Contender(model, ours(model, len(batches[0])), batches)
+            elif name == "compiled":
+                twin = MaskedLM(config).train()
+                twin.load_state_dict(model.state_dict())
+                compile_model(twin, "cpu", Path(tempfile.gettempdir()))
+                rows = rows_of(batches)
+                made[name] = Contender(twin, ours(twin, max(map(len, rows))), rows)
+            elif name == "torch":
+                plain = Plain(config).train()
+                made[name] = Contender(plain, plain, batches)
+            else:
+                peer = ModernBertForMaskedLM.from_pretrained(
+                    folder,
+                    sparse_prediction=name == "sparse",
+                    reference_compile=False,
+                    attn_implementation="sdpa",
+                ).train()
+                size, lengths = len(batches[0]), sorted(chain(*batches[1:]))
+                cut = [lengths[n : n + size] for n in range(0, len(lengths), size)]
+                made[name] = Contender(
+                    peer,
+                    theirs(peer, config.vocab_size),
+                    [batches[0], *cut] if name == "sorted" else batches,
+                )
+    return made
 
-    def step(n: int) -> float:
-        ids, labels = (x.split(batches[n]) for x in documents(batches[n], vocab_size, n))
-        pad = torch.nn.utils.rnn.pad_sequence
-        inputs = pad(ids, batch_first=True)
-        loss = theirs(
-            input_ids=inputs,
-            attention_mask=(inputs != 0).long(),
-            labels=pad(labels, batch_first=True, padding_value=-100),
-        ).loss
-        loss.backward()
-        theirs.zero_grad()
-        return float(loss.detach())
 
-    return step
+def check_losses(contenders: dict[str, Contender]) -> None:
+    """Raise RuntimeError unless all with our weights have the same loss on the first batch."""
+    batch = next(iter(contenders.values())).batches[0]
+    losses = {
+        name: float(contender.forward(batch, 0).detach())
+        for name, contender in contenders.items()
+        if name not in ("torch", "compiled")  # compiled code is for rows of one length
+    }
+    if "compiled" in contenders and "ours" in contenders:
+        row = contenders["compiled"].batches[0]
+        pair = [contenders[name].forward(row, 0).detach() for name in ("ours", "compiled")]
+        losses["compiled"] = losses["ours"] + float(pair[1] - pair[0])
+    if losses and max(losses.values()) - min(losses.values()) > 1e-4:
+        raise RuntimeError(f"not the same model: losses {losses}")
 
 
-def compare_optimizers(model: MaskedLM, rounds: int) -> str:
+def peak_bytes(contender: Contender) -> int:
+    """Return the most that a step allocates over what exists before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        contender.step(len(contender.batches) - 1)
+    with tempfile.NamedTemporaryFile(suffix=".json") as trace:
+        profiler.export_chrome_trace(trace.name)
+        events = [
+            (event["ts"], event["args"]["Total Allocated"], event["args"]["Bytes"])
+            for event in json.loads(Path(trace.name).read_text())["traceEvents"]
+            if event["name"] == "[memory]"
+        ]
+    _, total, size = min(events)
+    return int(max(event[1] for event in events) - (total - size))
+
+
+def compare_optimizers(model: nn.Module, rounds: int) -> str:
     """Time a step of StableAdamW beside torch's fused AdamW on the model's parameters."""
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
-    stable = StableAdamW(parameter_groups(model, 1e-5), lr=1e-6, lr_max=1e-3)
-    fused = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    seconds: dict[str, list[float]] = {"stable": [], "fused": []}
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "eager": StableAdamW(parameter_groups(model, 1e-5), lr=1e-6, lr_max=1e-3),
+        "compiled": StableAdamW(parameter_groups(model, 1e-5), lr=1e-6, lr_max=1e-3, compiled=True),
+        "fused": torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in optimizers}
     for n in range(4 * rounds + 2):
-        for name, optimizer in (("stable", stable), ("fused", fused)):
+        for name, optimizer in optimizers.items():
             start = time.perf_counter()
             optimizer.step()
             if n > 1:
                 seconds[name].append(time.perf_counter() - start)
-    ours, theirs = (statistics.median(times) for times in seconds.values())
+    median = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
     return (
-        f"  optimizer: StableAdamW {1e3 * ours:.1f} ms, torch.optim.AdamW(fused=True) "
-        f"{1e3 * theirs:.1f} ms: {ours / theirs:.2f}x (medians)"
+        f"  optimizer: torch.optim.AdamW(fused=True) {median['fused']:.1f} ms; StableAdamW "
+        f"{median['eager']:.1f} ms, {median['eager'] / median['fused']:.2f}x; compiled "
+        f"{median['compiled']:.1f} ms, {median['compiled'] / median['fused']:.2f}x (medians)"
     )
 
 
@@ -148,60 +292,58 @@ def best_mm(seconds: float = 0.4) -> float:
     return best
 
 
-def compare(size: str, kind: str, rounds: int) -> list[str]:
-    """Time all contenders on one size and one kind of documents; return lines of a report."""
-    names = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
-    shape = dict(zip(names, SIZES[size], strict=True))
-    config = EncoderConfig(**shape, attention_dropout=0.0, pad_id=0, cls_id=1, sep_id=2)
-    model = MaskedLM(config)
-    initialize(model, seed=0)
-    batches = lengths_of(kind, rounds + 1)
-    contenders: dict[str, Step] = {
-        "restomod": our_step(model, batches),
-        "transformers": their_step(model, batches, sparse=False),
-        "transformers, sparse": their_step(model, batches, sparse=True),
-    }
+def compare(size: str, kind: str, names: list[str], rounds: int) -> tuple[list[str], float]:
+    """Time the contenders on one size and one kind of documents.
+
+    Returns lines of a report, and our seconds per FLOP and token, or 0 without us.
+    """
+    fields = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
+    shape = dict(zip(fields, SIZES[size], strict=True))
+    config = EncoderConfig(**shape, attention_dropout=0.0, pad_id=PAD, cls_id=1, sep_id=2)
+    batches = batches_of(kind, rounds + 1)
+    if kind != "short":
+        names = [name for name in names if name != "sorted"]
+    torch.compiler.reset()
+    contenders = contenders_of(names, config, batches)
+    check_losses(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    losses: dict[str, float] = {}
-    peak = 0.0
+    mm = 0.0
     for n in range(rounds + 1):
-        for name, step in contenders.items():
-            if name == "restomod":
-                for _ in range(2 if n == 0 else 0):  # memory settles
-                    step(n)
-                peak = max(peak, best_mm())
+        for name, contender in contenders.items():
+            if n == 0 and name in ("ours", "compiled"):
+                contender.step(0)  # code is compiled, memory settles
+            mm = max(mm, best_mm())
             start = time.perf_counter()
-            losses[name] = step(n)
+            contender.step(n)
             if n:
-                seconds[name].append((time.perf_counter() - start) / sum(batches[n]))
-        if max(losses.values()) - min(losses.values()) > 1e-4:
-            raise RuntimeError(f"not the same model: losses {losses}")
-    slots = sum(DOCUMENTS[kind] * max(batch) for batch in batches[1:])
+                seconds[name].append(time.perf_counter() - start)
+    documents = list(chain(*batches[1:]))
+    padding = 1 - sum(documents) / sum(len(batch) * max(batch) for batch in batches[1:])
     lines = [
-        f"{size}, {kind} documents: {DOCUMENTS[kind]} a batch, {rounds} batches, "
-        f"mean length {statistics.mean(x for b in batches[1:] for x in b):.0f}, "
-        f"padding {1 - sum(map(sum, batches[1:])) / slots:.0%} of the padded batches; "
-        f"best torch.mm {peak / 1e9:.0f} GFLOP/s",
-        f"  {'':<30}{'best':>12}{'median':>12}{'ours / this':>13}{'(median)':>10}  last loss",
+        f"{size}, {kind} documents: {len(batches[0])} a batch, {rounds} batches, mean length "
+        f"{statistics.mean(documents):.0f}, {padding:.0%} of the padded batches is padding; "
+        f"best torch.mm {mm / 1e9:.0f} GFLOP/s",
+        f"  {'':<34}{'tokens/s':>9}{'(median)':>10}{'ours / this':>13}{'(median)':>10}"
+        f"{'of torch.mm':>13}{'memory':>10}",
     ]
-    ours = seconds["restomod"]
+    flops = flops_per_token(config, config.vocab_size, documents, MASK_RATE)
+    totals: dict[str, tuple[float, float]] = {}
     for name, times in seconds.items():
+        tokens = [sum(batch) for batch in contenders[name].batches[1:]]
+        middle = statistics.median(t / s for t, s in zip(tokens, times, strict=True))
+        totals[name] = (sum(tokens) / sum(times), middle)
+    best = max((totals[name] for name in ("ours", "compiled") if name in totals), default=(0, 0))
+    for name, (total, middle) in totals.items():
         lines.append(
-            f"  {name:<30}{1 / min(times):>8.0f} t/s{1 / statistics.median(times):>8.0f} t/s"
-            f"{min(times) / min(ours):>12.2f}x"
-            f"{statistics.median(times) / statistics.median(ours):>9.2f}x  {losses[name]:.3f}"
+            f"  {NAMES[name]:<34}{total:>9.0f}{middle:>10.0f}{best[0] / total:>12.2f}x"
+            f"{best[1] / middle:>9.2f}x{flops * total / mm:>12.0%}"
+            f"{peak_bytes(contenders[name]) / 1e9:>8.2f} GB"
         )
-    lengths = [x for batch in batches[1:] for x in batch]
-    for label, flops in (
-        ("linear layers", linear_flops_per_token(config, config.vocab_size, MASK_RATE)),
-        ("with attention", flops_per_token(config, config.vocab_size, lengths, MASK_RATE)),
-    ):
-        lines.append(
-            f"  ours, {label}: {flops / min(ours) / 1e9:.0f} GFLOP/s at best, "
-            f"{flops / min(ours) / peak:.0%} of torch.mm; "
-            f"median {flops / statistics.median(ours) / peak:.0%}"
-        )
-    return [*lines, compare_optimizers(model, rounds)]
+    if kind == "short" and "ours" in contenders:
+        model = contenders["ours"].model
+        contenders.clear()
+        lines.append(compare_optimizers(model, rounds))
+    return lines, 1 / (flops * best[0]) if best[0] else 0.0
 
 
 def machine() -> list[str]:
@@ -225,21 +367,31 @@ def main() -> None:
     """Run the comparison and print it; with --out, write it to a file too."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--sizes", default="17m", help=f"of {', '.join(SIZES)}")
-    parser.add_argument("--kinds", default="variable,full")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"of {', '.join(KINDS)}")
+    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="of %(default)s")
     parser.add_argument("--rounds", type=int, default=4, help="timed steps of each contender")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    names = arguments.contenders.split(",")
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     command = f"python benchmarks/encoder_step.py {' '.join(sys.argv[1:])}"
+    policy = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    command = " ".join([*(f"{x}={os.environ[x]}" for x in policy if x in os.environ), command])
     lines = [command, *machine()]
     print("\n".join(lines), flush=True)
     for size in arguments.sizes.split(","):
+        costs = {}
         for kind in arguments.kinds.split(","):
-            report = ["", *compare(size, kind, arguments.rounds)]
-            print("\n".join(report), flush=True)
-            lines += report
+            report, costs[kind] = compare(size, kind, names, arguments.rounds)
+            if kind == "long" and costs.get("full"):
+                report.append(
+                    f"  a token of 8,192 costs {costs['long'] / costs['full']:.2f} times what the "
+                    "FLOPs say beside one of 1,024"
+                )
+            print("\n".join(["", *report]), flush=True)
+            lines += ["", *report]
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text("\n".join(lines) + "\n")
