@@ -1,24 +1,30 @@
-"""Our training step beside its peers', on the CPU, in one run.
+"""Our training step beside its peers', on one device, in one run.
 
 All train the same shape on the same documents, without dropout:
 
 - ours, eager: packed, a batch's documents in one row;
 - ours, compiled: the documents of all batches in rows of one length, as the loader packs them;
-- transformers' ModernBertForMaskedLM (sdpa) with our weights: padded to the longest of a batch, as
-  shipped, which computes logits at every position; with sparse_prediction; and with its documents
-  sorted by length before they are cut into batches, the most that padding can be spared;
+- transformers' ModernBertForMaskedLM with our weights (sdpa; on CUDA flash-attn 2, which unpads
+  inside, where that is installed): padded to the longest of a batch, as shipped, which computes
+  logits at every position; with sparse_prediction; and with its documents sorted by length before
+  they are cut into batches, the most that padding can be spared;
 - torch's nn.TransformerEncoder of the same width and as many parameters, padded.
 
 The losses of the first two kinds must agree on the first batch. A step is forward and backward; the
 optimizer is timed by itself, beside torch's fused AdamW. Steps take turns, so that whatever else
-the machine does falls on all, with the machine's best torch.mm between them. Tokens exclude padding
-for everybody. Memory is what one more step allocates at most over what exists before it. Memory
-reuse (`keep_freed_memory`) is on for all of them.
+the machine does falls on all, with the machine's best torch.mm between them: the share of it is
+given for all products (linear layers and attention), and for the linear layers alone. Tokens
+exclude padding for everybody. Memory is what one more step allocates at most over what exists
+before it. On a CPU all is float32 and memory reuse (`keep_freed_memory`) is on for everybody; on
+CUDA all run under bf16 autocast.
 
     OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 python benchmarks/encoder_step.py --sizes 5m,17m
+    python benchmarks/encoder_step.py --device cuda --sizes 150m,395m --batch 6
 """
 
 import argparse
+import contextlib
+import importlib.util
 import json
 import os
 import platform
@@ -44,7 +50,7 @@ from restomod.model.compile import compile_model
 from restomod.model.config import EncoderConfig
 from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import MaskedLM
-from restomod.model.flops import flops_per_token
+from restomod.model.flops import flops_per_token, linear_flops_per_token
 from restomod.model.hf import save_transformers
 from restomod.model.init import initialize
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
@@ -53,6 +59,7 @@ SIZES = {
     "5m": (6, 256, 4, 384, 50_368),
     "17m": (8, 384, 6, 576, 50_368),
     "150m": (22, 768, 12, 1152, 50_368),
+    "395m": (28, 1024, 16, 2624, 50_368),
 }  # layers, hidden size, heads, intermediate size, vocabulary
 KINDS = {"short": (16, 1024), "full": (8, 1024), "long": (1, 8192)}  # documents a batch, longest
 CONTENDERS = ("ours", "compiled", "padded", "sparse", "sorted", "torch")
@@ -66,6 +73,7 @@ NAMES = {
 }
 MASK_RATE = 0.3
 PAD, MASK = 0, 3
+DEVICE = torch.device("cpu")
 Lengths = list[int]
 Forward = Callable[[Lengths, int], Tensor]
 """From the lengths of a batch's documents, and a seed for their words, to the loss."""
@@ -77,18 +85,34 @@ class Contender(NamedTuple):
     model: nn.Module
     forward: Forward
     batches: list[Lengths]
+    parts: int = 1
+    """Into so many a batch is cut, and gradients are summed."""
 
-    def step(self, n: int) -> float:
-        """Train on batch n; return the loss."""
-        loss = self.forward(self.batches[n], n)
-        loss.backward()
+    def step(self, n: int) -> None:
+        """Compute the gradients of batch n."""
+        size = -(-len(self.batches[n]) // self.parts)
+        for start in range(0, len(self.batches[n]), size):
+            self.loss(self.batches[n][start : start + size], n).backward()
         self.model.zero_grad()
-        return float(loss.detach())
+        settle()
+
+    def loss(self, lengths: Lengths, seed: int) -> Tensor:
+        """Return the loss on documents of such lengths, in the precision of the device."""
+        half = DEVICE.type == "cuda"
+        with torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext():
+            return self.forward(lengths, seed)
 
 
-def batches_of(kind: str, batches: int) -> list[Lengths]:
-    """Lengths of the documents of every batch."""
+def settle() -> None:
+    """Wait until the device has done what it was asked."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def batches_of(kind: str, batches: int, times: int = 1) -> list[Lengths]:
+    """Lengths of the documents of every batch, `times` as many as on a CPU."""
     size, longest = KINDS[kind]
+    size *= times
     if kind != "short":
         return [[longest] * size] * batches
     generator = torch.Generator().manual_seed(0)
@@ -112,7 +136,7 @@ def words(lengths: Lengths, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, vocab_size, (sum(lengths),), generator=generator)
     masked = torch.rand(ids.shape, generator=generator) < MASK_RATE
-    return ids.masked_fill(masked, MASK), ids.masked_fill(~masked, -100)
+    return ids.masked_fill(masked, MASK).to(DEVICE), ids.masked_fill(~masked, -100).to(DEVICE)
 
 
 def padded(lengths: Lengths, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -134,12 +158,12 @@ def ours(model: MaskedLM, most: int) -> Forward:
         bounds += [bounds[-1]] * (most - len(lengths))
         batch: dict[str, Any] = {
             "input_ids": ids,
-            "position_ids": torch.cat([torch.arange(x, dtype=torch.int32) for x in lengths]),
-            "cu_seqlens": torch.tensor(bounds, dtype=torch.int32),
+            "position_ids": torch.cat([torch.arange(x).int() for x in lengths]).to(DEVICE),
+            "cu_seqlens": torch.tensor(bounds, dtype=torch.int32, device=DEVICE),
             "max_seqlen": max(longest for _, longest in KINDS.values()),
             "masked_positions": positions,
             "labels": labels[positions],
-            "row_ids": torch.tensor([seed]),
+            "row_ids": torch.tensor([seed], device=DEVICE),
         }
         sums = model(batch)
         loss: Tensor = sums.objective / sums.predictions
@@ -187,11 +211,14 @@ class Plain(nn.Module):
 
 
 def contenders_of(
-    names: list[str], config: EncoderConfig, batches: list[Lengths]
+    names: list[str], config: EncoderConfig, batches: list[Lengths], parts: int
 ) -> dict[str, Contender]:
-    """Return those named; ours and transformers' with the same weights."""
+    """Return those named, the padding ones cutting their batches into so many parts; ours and
+    transformers' with the same weights."""
     model = MaskedLM(config).train()
     initialize(model, seed=0)
+    model.to(DEVICE)
+    unpads = DEVICE.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
     made: dict[str, Contender] = {}
     with tempfile.TemporaryDirectory() as folder:
         save_transformers(model, folder)
@@ -199,27 +226,29 @@ def contenders_of(
             if name == "ours":
                 made[name] = Contender(model, ours(model, len(batches[0])), batches)
             elif name == "compiled":
-                twin = MaskedLM(config).train()
+                twin = MaskedLM(config).to(DEVICE).train()
                 twin.load_state_dict(model.state_dict())
-                compile_model(twin, "cpu", Path(tempfile.gettempdir()))
+                compile_model(twin, DEVICE.type, Path(tempfile.gettempdir()))
                 rows = rows_of(batches)
                 made[name] = Contender(twin, ours(twin, max(map(len, rows))), rows)
             elif name == "torch":
-                plain = Plain(config).train()
-                made[name] = Contender(plain, plain, batches)
+                plain = Plain(config).to(DEVICE).train()
+                made[name] = Contender(plain, plain, batches, parts)
             else:
                 peer = ModernBertForMaskedLM.from_pretrained(
                     folder,
                     sparse_prediction=name == "sparse",
                     reference_compile=False,
-                    attn_implementation="sdpa",
-                ).train()
+                    attn_implementation="flash_attention_2" if unpads else "sdpa",
+                )
+                peer.to(DEVICE).train()
                 size, lengths = len(batches[0]), sorted(chain(*batches[1:]))
                 cut = [lengths[n : n + size] for n in range(0, len(lengths), size)]
                 made[name] = Contender(
                     peer,
                     theirs(peer, config.vocab_size),
                     [batches[0], *cut] if name == "sorted" else batches,
+                    parts,
                 )
     return made
 
@@ -227,21 +256,29 @@ def contenders_of(
 def check_losses(contenders: dict[str, Contender]) -> None:
     """Raise RuntimeError unless all with our weights have the same loss on the first batch."""
     batch = next(iter(contenders.values())).batches[0]
-    losses = {
-        name: float(contender.forward(batch, 0).detach())
-        for name, contender in contenders.items()
-        if name not in ("torch", "compiled")  # compiled code is for rows of one length
-    }
-    if "compiled" in contenders and "ours" in contenders:
+
+    def loss(name: str, lengths: Lengths) -> float:
+        # What is compiled is compiled for gradients; the others' graphs may be large.
+        with torch.set_grad_enabled(name == "compiled"):
+            return float(contenders[name].loss(lengths, 0))
+
+    others = contenders.keys() - {"torch", "compiled"}
+    losses = {name: loss(name, batch) for name in others}
+    if {"compiled", "ours"} <= contenders.keys():  # compiled code is for rows of one length
         row = contenders["compiled"].batches[0]
-        pair = [contenders[name].forward(row, 0).detach() for name in ("ours", "compiled")]
-        losses["compiled"] = losses["ours"] + float(pair[1] - pair[0])
-    if losses and max(losses.values()) - min(losses.values()) > 1e-4:
+        losses["compiled"] = losses["ours"] + loss("compiled", row) - loss("ours", row)
+    bound = 1e-4 if DEVICE.type == "cpu" else 0.05  # bf16 rounds in other places
+    if losses and max(losses.values()) - min(losses.values()) > bound:
         raise RuntimeError(f"not the same model: losses {losses}")
 
 
 def peak_bytes(contender: Contender) -> int:
     """Return the most that a step allocates over what exists before it."""
+    if DEVICE.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        contender.step(len(contender.batches) - 1)
+        return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         contender.step(len(contender.batches) - 1)
     with tempfile.NamedTemporaryFile(suffix=".json") as trace:
@@ -269,6 +306,7 @@ def compare_optimizers(model: nn.Module, rounds: int) -> str:
         for name, optimizer in optimizers.items():
             start = time.perf_counter()
             optimizer.step()
+            settle()
             if n > 1:
                 seconds[name].append(time.perf_counter() - start)
     median = {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
@@ -282,17 +320,22 @@ def compare_optimizers(model: nn.Module, rounds: int) -> str:
 def best_mm(seconds: float = 0.4) -> float:
     """Best FLOP/s of torch.mm over square sizes and a few attempts."""
     best = 0.0
-    for n in (1024, 2048):
-        a, out = torch.randn(n, n), torch.empty(n, n)
+    cuda = DEVICE.type == "cuda"
+    for n in (4096, 8192) if cuda else (1024, 2048):
+        a = torch.randn(n, n, device=DEVICE, dtype=torch.bfloat16 if cuda else torch.float32)
+        out = torch.empty_like(a)
         end = time.perf_counter() + seconds / 2
         while time.perf_counter() < end:
             start = time.perf_counter()
             torch.mm(a, a, out=out)
+            settle()
             best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
 
 
-def compare(size: str, kind: str, names: list[str], rounds: int) -> tuple[list[str], float]:
+def compare(
+    size: str, kind: str, names: list[str], rounds: int, times: int
+) -> tuple[list[str], float]:
     """Time the contenders on one size and one kind of documents.
 
     Returns lines of a report, and our seconds per FLOP and token, or 0 without us.
@@ -300,11 +343,13 @@ def compare(size: str, kind: str, names: list[str], rounds: int) -> tuple[list[s
     fields = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
     shape = dict(zip(fields, SIZES[size], strict=True))
     config = EncoderConfig(**shape, attention_dropout=0.0, pad_id=PAD, cls_id=1, sep_id=2)
-    batches = batches_of(kind, rounds + 1)
+    batches = batches_of(kind, rounds + 1, times)
     if kind != "short":
         names = [name for name in names if name != "sorted"]
     torch.compiler.reset()
-    contenders = contenders_of(names, config, batches)
+    # 16 padded documents of 150 M parameters want more than 24 GB of a CPU's memory.
+    parts = 2 if len(batches[0]) > 8 and size == "150m" and DEVICE.type == "cpu" else 1
+    contenders = contenders_of(names, config, batches, parts)
     check_losses(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     mm = 0.0
@@ -322,11 +367,13 @@ def compare(size: str, kind: str, names: list[str], rounds: int) -> tuple[list[s
     lines = [
         f"{size}, {kind} documents: {len(batches[0])} a batch, {rounds} batches, mean length "
         f"{statistics.mean(documents):.0f}, {padding:.0%} of the padded batches is padding; "
-        f"best torch.mm {mm / 1e9:.0f} GFLOP/s",
+        f"best torch.mm {mm / 1e9:.0f} GFLOP/s"
+        + (f"; who pads takes a batch in {parts} parts" if parts > 1 else ""),
         f"  {'':<34}{'tokens/s':>9}{'(median)':>10}{'ours / this':>13}{'(median)':>10}"
-        f"{'of torch.mm':>13}{'memory':>10}",
+        f"{'of torch.mm':>13}{'(linear)':>10}{'memory':>10}",
     ]
     flops = flops_per_token(config, config.vocab_size, documents, MASK_RATE)
+    linear = linear_flops_per_token(config, config.vocab_size, MASK_RATE)
     totals: dict[str, tuple[float, float]] = {}
     for name, times in seconds.items():
         tokens = [sum(batch) for batch in contenders[name].batches[1:]]
@@ -336,7 +383,7 @@ def compare(size: str, kind: str, names: list[str], rounds: int) -> tuple[list[s
     for name, (total, middle) in totals.items():
         lines.append(
             f"  {NAMES[name]:<34}{total:>9.0f}{middle:>10.0f}{best[0] / total:>12.2f}x"
-            f"{best[1] / middle:>9.2f}x{flops * total / mm:>12.0%}"
+            f"{best[1] / middle:>9.2f}x{flops * total / mm:>12.0%}{linear * total / mm:>10.0%}"
             f"{peak_bytes(contenders[name]) / 1e9:>8.2f} GB"
         )
     if kind == "short" and "ours" in contenders:
@@ -352,6 +399,13 @@ def machine() -> list[str]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True
     ).stdout.strip()
+    if DEVICE.type == "cuda":
+        found = [x for x in ("flash_attn", "flash_attn_interface") if importlib.util.find_spec(x)]
+        return [
+            f"commit {commit or 'unknown'}; {date.today()}; torch {torch.__version__}, "
+            f"transformers {transformers.__version__}",
+            f"{torch.cuda.get_device_name()}; bf16 autocast; {', '.join(found) or 'no flash-attn'}",
+        ]
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         names = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x]
@@ -371,8 +425,12 @@ def main() -> None:
     parser.add_argument("--contenders", default=",".join(CONTENDERS), help="of %(default)s")
     parser.add_argument("--rounds", type=int, default=4, help="timed steps of each contender")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--batch", type=int, default=1, help="so many times the CPU's documents")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
+    global DEVICE
+    DEVICE = torch.device(arguments.device)
     names = arguments.contenders.split(",")
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
@@ -384,7 +442,7 @@ def main() -> None:
     for size in arguments.sizes.split(","):
         costs = {}
         for kind in arguments.kinds.split(","):
-            report, costs[kind] = compare(size, kind, names, arguments.rounds)
+            report, costs[kind] = compare(size, kind, names, arguments.rounds, arguments.batch)
             if kind == "long" and costs.get("full"):
                 report.append(
                     f"  a token of 8,192 costs {costs['long'] / costs['full']:.2f} times what the "

@@ -25,6 +25,14 @@ STREAMS = {"code": 160, "prose": 90, "science": 40}
 """Documents of each training stream."""
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @dataclass
 class Tiny:
     """A small corpus, its tokenizer, and a recipe that trains on it in seconds."""

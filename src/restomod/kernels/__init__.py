@@ -7,9 +7,12 @@ ahead of time take theirs. docs/kernels.md says why each exists.
 
 import os
 
+import torch
 from torch import Tensor
 
 
 def use_triton(x: Tensor) -> bool:
-    """Return whether kernels take x: on CUDA, and in Triton's interpreter."""
-    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    """Return whether kernels take x: on CUDA and in Triton's interpreter, unless they would round
+    its float64 to float32."""
+    runs = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return runs and x.dtype != torch.float64

@@ -92,6 +92,8 @@ class _AddNorm(torch.autograd.Function):
         tokens, size = h.shape
         programs = min(PROGRAMS, tokens)
         grad = torch.empty_like(h)
+        narrow = [dtype for dtype in ctx.dtypes if dtype != h.dtype]
+        copy = torch.empty_like(h, dtype=narrow[0]) if narrow else grad
         sums = h.new_empty(2 if ctx.launch["BIAS"] else 1, programs, size, dtype=torch.float32)
         add_norm_backward_kernel[(programs,)](
             h,
@@ -101,14 +103,17 @@ class _AddNorm(torch.autograd.Function):
             grad_h.contiguous(),
             grad_normed.contiguous(),
             grad,
+            copy,
             sums,
             tokens,
             programs,
+            COPY=bool(narrow),
             **ctx.launch,
         )
         totals = sums.sum(1).to(weight.dtype)
         grad_bias = totals[1] if ctx.launch["BIAS"] else None
-        return grad.to(ctx.dtypes[0]), grad.to(ctx.dtypes[1]), totals[0], grad_bias, None, None
+        grads = [grad if dtype == h.dtype else copy for dtype in ctx.dtypes]
+        return *grads, totals[0], grad_bias, None, None
 
 
 @jit
@@ -161,6 +166,7 @@ def add_norm_backward_kernel(
     grad_h,
     grad_normed,
     grad_out,
+    copy_out,
     sums,
     tokens,
     programs,
@@ -168,8 +174,10 @@ def add_norm_backward_kernel(
     BLOCK: tl.constexpr,
     BIAS: tl.constexpr,
     RMS: tl.constexpr,
+    COPY: tl.constexpr,
 ):
-    """Go through every `programs`-th token; sum the gradients of weight and bias on the way."""
+    """Go through every `programs`-th token; sum the gradients of weight and bias on the way. COPY
+    writes the gradient a second time, in the dtype of the narrower summand."""
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     mask = columns < SIZE
@@ -193,6 +201,8 @@ def add_norm_backward_kernel(
             grad -= tl.sum(g, 0) / SIZE
         grad = grad * scale + tl.load(grad_h + place, mask=mask, other=0.0).to(tl.float32)
         tl.store(grad_out + place, grad.to(grad_out.dtype.element_ty), mask=mask)
+        if COPY:
+            tl.store(copy_out + place, grad.to(copy_out.dtype.element_ty), mask=mask)
     tl.store(sums + program * SIZE + columns, weight_sum, mask=mask)
     if BIAS:
         tl.store(sums + (programs + program) * SIZE + columns, bias_sum, mask=mask)

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 
 def test_kernels_equal_their_references_in_the_interpreter() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "interpreted.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "parity.py"],
         cwd=HERE,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -61,8 +61,8 @@ def kernels() -> list[Any]:
             launch = norm.norm_launch(hidden, False, False)
             types = f"*fp32 {x} *fp32 *fp32 *fp32 {x} *fp32 *fp32 fp32"
             add(norm.add_norm_kernel, types, launch)
-            types = f"*fp32 *fp32 *fp32 *fp32 *fp32 {x} *fp32 *fp32 i32 i32"
-            add(norm.add_norm_backward_kernel, types, launch)
+            types = f"*fp32 *fp32 *fp32 *fp32 *fp32 {x} *fp32 {x} *fp32 i32 i32"
+            add(norm.add_norm_backward_kernel, types, launch | {"COPY": kind == "bf16"})
     for vocabulary in (50_368, 256_000):
         for kind, x in POINTER.items():
             cases.append(

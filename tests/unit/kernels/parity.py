@@ -1,11 +1,14 @@
-"""Kernels in Triton's interpreter against their references: run by test_kernels.py in a process of
-its own, since the interpreter is chosen when Triton is imported.
+"""Kernels against their references, in Triton's interpreter and on a GPU.
+
+test_kernels.py runs this in a process of its own, since the interpreter is chosen when Triton is
+imported; tests/gpu collects the same tests on a GPU.
 
 Float32 differs by the order of sums. Bfloat16 rounds at the same places on both sides: what differs
 by one unit in the last place (2^-8) is where sums in another order round to another number.
 """
 
 import itertools
+import os
 
 import pytest
 import torch
@@ -21,12 +24,13 @@ from restomod.kernels.norm import add_norm, add_norm_reference
 from restomod.kernels.rope import rope_qk, rope_qk_backward_, rope_qk_reference
 from restomod.model.rope import rope_tables
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = [torch.float32, torch.bfloat16]
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
-    return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+    return (torch.randn(*shape, generator=generator) * scale).to(DEVICE, dtype)
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -36,8 +40,9 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a.float(), b.float(), atol=bound, rtol=bound)
 
 
-def test_this_is_the_interpreter() -> None:
-    assert use_triton(torch.zeros(1))
+def test_kernels_run_and_not_their_references() -> None:
+    assert use_triton(torch.zeros(1, device=DEVICE))
+    assert not use_triton(torch.zeros(1, device=DEVICE, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,7 +52,7 @@ def test_this_is_the_interpreter() -> None:
 )
 def test_rope(tokens: int, heads: int, size: int, turned: int, dtype: torch.dtype) -> None:
     qkv = draw(tokens, 3, heads, size, dtype=dtype)
-    cos, sin = rope_tables(torch.arange(tokens) * 37, turned, 100.0, torch.float32)
+    cos, sin = rope_tables(torch.arange(tokens, device=DEVICE) * 37, turned, 100.0, torch.float32)
     out = rope_qk(qkv, cos, sin)
     close(out, rope_qk_reference(qkv, cos, sin))
     grad = qkv.clone()
@@ -105,7 +110,7 @@ def test_add_norm(
 
 def test_add_norm_writes_what_autocast_reads() -> None:
     x, residual, weight = draw(3, 16), draw(3, 16).bfloat16(), draw(16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         for function in (add_norm, add_norm_reference):
             h, normed = function(x, residual, weight, None, 1e-5, False)
             assert (h.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
@@ -116,7 +121,7 @@ def test_add_norm_writes_what_autocast_reads() -> None:
 @pytest.mark.parametrize(("rows", "vocabulary"), [(1, 1), (6, 7), (5, 1023), (4, 5003), (3, 9000)])
 def test_cross_entropy(rows: int, vocabulary: int, z_weight: float, dtype: torch.dtype) -> None:
     logits = draw(rows, vocabulary, dtype=dtype, scale=3.0)
-    labels = torch.arange(rows) * 5 % vocabulary
+    labels = torch.arange(rows, device=DEVICE) * 5 % vocabulary
     logits[0, labels[0]] = 20.0  # right
     if vocabulary > 5000:
         logits[1, [4, 4999]] = 30.0  # two best guesses: the first counts
