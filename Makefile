@@ -1,5 +1,6 @@
 # make demo   sets up, then takes real text to an exported model: about five minutes after set-up
 # make test   sets up, then lints, checks types, plans every shipped recipe and runs the tests
+# make test-systems  runs the tests against other software, each in its own environment
 # make setup  only sets up: skipped when nothing changed
 # make lock   resolves the dependencies anew
 
@@ -10,7 +11,11 @@ STAMP := $(VENV)/.set-up
 DEMO := data/demo
 DOMAINS := code prose science
 
-.PHONY: setup demo test lint lock clean
+HF5 := $(VENV)/transformers-5
+COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-header --no-annotate --quiet
+
+.PHONY: setup demo test test-systems lint lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -43,14 +48,25 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest
 
+test-systems: $(STAMP) $(HF5)/.set-up
+	$(BIN)/python -m pytest tests/systems
+
+# A second environment, which takes torch and all that it lacks from the first.
+$(HF5)/.set-up: tests/systems/transformers-5.lock $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(HF5)
+	$(BIN)/uv pip install --quiet --python $(HF5)/bin/python --no-deps --require-hashes -r $<
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$($(HF5)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/first.pth"
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 lock:
-	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-header --no-annotate --quiet -o requirements.lock
+	$(BIN)/$(COMPILE) pyproject.toml --group dev -o requirements.lock
+	echo 'transformers>=5,<6' | $(BIN)/$(COMPILE) - -o tests/systems/transformers-5.lock
 
 clean:
 	rm -rf $(VENV) data runs cache

@@ -14,9 +14,9 @@ The losses of the first two kinds must agree on the first batch. A step is forwa
 optimizer is timed by itself, beside torch's fused AdamW. Steps take turns, so that whatever else
 the machine does falls on all, with the machine's best torch.mm between them: the share of it is
 given for all products (linear layers and attention), and for the linear layers alone. Tokens
-exclude padding for everybody. Memory is what one more step allocates at most over what exists
-before it. On a CPU all is float32 and memory reuse (`keep_freed_memory`) is on for everybody; on
-CUDA all run under bf16 autocast.
+exclude padding for everybody. Memory is what a step
+allocates at most over what exists before it. On a CPU all is float32 and memory reuse
+(`keep_freed_memory`) is on for everybody; on CUDA all run under bf16 autocast.
 
     OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 python benchmarks/encoder_step.py --sizes 5m,17m
     python benchmarks/encoder_step.py --device cuda --sizes 150m,395m --batch 6
@@ -56,11 +56,14 @@ from restomod.model.init import initialize
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 
 SIZES = {
-    "5m": (6, 256, 4, 384, 50_368),
-    "17m": (8, 384, 6, 576, 50_368),
+    "5m": (6, 96, 3, 144, 50_368),
+    "17m": (7, 256, 4, 384, 50_368),
+    "32m": (10, 384, 6, 576, 50_368),
     "150m": (22, 768, 12, 1152, 50_368),
     "395m": (28, 1024, 16, 2624, 50_368),
-}  # layers, hidden size, heads, intermediate size, vocabulary
+}
+"""Layers, hidden size, heads, intermediate size, vocabulary; 17m and 32m are Ettin's, 150m and 395m
+ModernBERT's."""
 KINDS = {"short": (16, 1024), "full": (8, 1024), "long": (1, 8192)}  # documents a batch, longest
 CONTENDERS = ("ours", "compiled", "padded", "sparse", "sorted", "torch")
 NAMES = {
@@ -75,8 +78,9 @@ MASK_RATE = 0.3
 PAD, MASK = 0, 3
 DEVICE = torch.device("cpu")
 Lengths = list[int]
-Forward = Callable[[Lengths, int], Tensor]
-"""From the lengths of a batch's documents, and a seed for their words, to the loss."""
+Forward = Callable[[Lengths, int, int], Tensor]
+"""From the lengths of documents, a seed for their words, and the length that they are padded to by
+those who pad, to the loss."""
 
 
 class Contender(NamedTuple):
@@ -86,21 +90,22 @@ class Contender(NamedTuple):
     forward: Forward
     batches: list[Lengths]
     parts: int = 1
-    """Into so many a batch is cut, and gradients are summed."""
+    """Into so many a batch is cut once padded, and gradients are summed."""
 
     def step(self, n: int) -> None:
         """Compute the gradients of batch n."""
-        size = -(-len(self.batches[n]) // self.parts)
-        for start in range(0, len(self.batches[n]), size):
-            self.loss(self.batches[n][start : start + size], n).backward()
+        batch = self.batches[n]
+        size = -(-len(batch) // self.parts)
+        for start in range(0, len(batch), size):
+            self.loss(batch[start : start + size], n, max(batch)).backward()
         self.model.zero_grad()
         settle()
 
-    def loss(self, lengths: Lengths, seed: int) -> Tensor:
+    def loss(self, lengths: Lengths, seed: int, longest: int) -> Tensor:
         """Return the loss on documents of such lengths, in the precision of the device."""
         half = DEVICE.type == "cuda"
         with torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext():
-            return self.forward(lengths, seed)
+            return self.forward(lengths, seed, longest)
 
 
 def settle() -> None:
@@ -139,19 +144,20 @@ def words(lengths: Lengths, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]
     return ids.masked_fill(masked, MASK).to(DEVICE), ids.masked_fill(~masked, -100).to(DEVICE)
 
 
-def padded(lengths: Lengths, vocab_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Token ids and labels, a document a row, padded to the longest."""
+def padded(lengths: Lengths, vocab_size: int, seed: int, longest: int) -> tuple[Tensor, Tensor]:
+    """Token ids and labels [documents, longest], a document a row."""
     ids, labels = (x.split(lengths) for x in words(lengths, vocab_size, seed))
-    pad = nn.utils.rnn.pad_sequence
-    return pad(ids, batch_first=True, padding_value=PAD), pad(
-        labels, batch_first=True, padding_value=-100
-    )
+    columns = [
+        torch.stack([F.pad(part, (0, longest - len(part)), value=value) for part in parts])
+        for parts, value in ((ids, PAD), (labels, -100))
+    ]
+    return columns[0], columns[1]
 
 
 def ours(model: MaskedLM, most: int) -> Forward:
     """Return the loss of our model on at most so many packed documents."""
 
-    def forward(lengths: Lengths, seed: int) -> Tensor:
+    def forward(lengths: Lengths, seed: int, longest: int) -> Tensor:
         ids, labels = words(lengths, model.config.vocab_size, seed)
         positions = (labels != -100).nonzero().squeeze(1)
         bounds = [0, *accumulate(lengths)]
@@ -175,8 +181,8 @@ def ours(model: MaskedLM, most: int) -> Forward:
 def theirs(model: nn.Module, vocab_size: int) -> Forward:
     """Return the loss of transformers' model on padded documents."""
 
-    def forward(lengths: Lengths, seed: int) -> Tensor:
-        ids, labels = padded(lengths, vocab_size, seed)
+    def forward(lengths: Lengths, seed: int, longest: int) -> Tensor:
+        ids, labels = padded(lengths, vocab_size, seed, longest)
         loss: Tensor = model(input_ids=ids, attention_mask=(ids != PAD).long(), labels=labels).loss
         return loss
 
@@ -203,9 +209,9 @@ class Plain(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.decoder.weight = self.embedding.weight
 
-    def forward(self, lengths: Lengths, seed: int) -> Tensor:
+    def forward(self, lengths: Lengths, seed: int, longest: int) -> Tensor:
         """Return the loss on padded documents."""
-        ids, labels = padded(lengths, self.vocab_size, seed)
+        ids, labels = padded(lengths, self.vocab_size, seed, longest)
         hidden = self.layers(self.embedding(ids), src_key_padding_mask=ids == PAD)
         return F.cross_entropy(self.decoder(hidden).flatten(0, 1), labels.flatten())
 
@@ -260,7 +266,7 @@ def check_losses(contenders: dict[str, Contender]) -> None:
     def loss(name: str, lengths: Lengths) -> float:
         # What is compiled is compiled for gradients; the others' graphs may be large.
         with torch.set_grad_enabled(name == "compiled"):
-            return float(contenders[name].loss(lengths, 0))
+            return float(contenders[name].loss(lengths, 0, max(lengths)))
 
     others = contenders.keys() - {"torch", "compiled"}
     losses = {name: loss(name, batch) for name in others}
@@ -273,14 +279,14 @@ def check_losses(contenders: dict[str, Contender]) -> None:
 
 
 def peak_bytes(contender: Contender) -> int:
-    """Return the most that a step allocates over what exists before it."""
+    """Return the most that a step on the first batch allocates over what exists before it."""
     if DEVICE.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        contender.step(len(contender.batches) - 1)
+        contender.step(0)
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        contender.step(len(contender.batches) - 1)
+        contender.step(0)
     with tempfile.NamedTemporaryFile(suffix=".json") as trace:
         profiler.export_chrome_trace(trace.name)
         events = [
@@ -351,21 +357,25 @@ def compare(
     parts = 2 if len(batches[0]) > 8 and size == "150m" and DEVICE.type == "cpu" else 1
     contenders = contenders_of(names, config, batches, parts)
     check_losses(contenders)
+    parameters = sum(p.numel() for p in next(iter(contenders.values())).model.parameters())
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     mm = 0.0
-    for n in range(rounds + 1):
+    peaks = {}
+    for name, contender in contenders.items():
+        if name in ("ours", "compiled"):
+            contender.step(0)  # code is compiled, memory settles
+        peaks[name] = peak_bytes(contender)
+    for n in range(1, rounds + 1):
         for name, contender in contenders.items():
-            if n == 0 and name in ("ours", "compiled"):
-                contender.step(0)  # code is compiled, memory settles
             mm = max(mm, best_mm())
             start = time.perf_counter()
             contender.step(n)
-            if n:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     documents = list(chain(*batches[1:]))
     padding = 1 - sum(documents) / sum(len(batch) * max(batch) for batch in batches[1:])
     lines = [
-        f"{size}, {kind} documents: {len(batches[0])} a batch, {rounds} batches, mean length "
+        f"{size} ({parameters / 1e6:.1f} M parameters), {kind} documents: {len(batches[0])} a "
+        f"batch, {rounds} batches, mean length "
         f"{statistics.mean(documents):.0f}, {padding:.0%} of the padded batches is padding; "
         f"best torch.mm {mm / 1e9:.0f} GFLOP/s"
         + (f"; who pads takes a batch in {parts} parts" if parts > 1 else ""),
@@ -384,7 +394,7 @@ def compare(
         lines.append(
             f"  {NAMES[name]:<34}{total:>9.0f}{middle:>10.0f}{best[0] / total:>12.2f}x"
             f"{best[1] / middle:>9.2f}x{flops * total / mm:>12.0%}{linear * total / mm:>10.0%}"
-            f"{peak_bytes(contenders[name]) / 1e9:>8.2f} GB"
+            f"{peaks[name] / 1e9:>8.2f} GB"
         )
     if kind == "short" and "ours" in contenders:
         model = contenders["ours"].model

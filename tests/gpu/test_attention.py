@@ -79,4 +79,4 @@ def test_nothing_reads_memory_that_nothing_wrote(kernel: str, is_global: bool) -
 
 
 def test_a_kernel_for_half_precision_is_there() -> None:
-    assert choose_backend("auto", "cuda", torch.bfloat16, False) in KERNELS
+    assert choose_backend("auto", "cuda", torch.bfloat16, False, 64) in KERNELS

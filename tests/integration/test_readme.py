@@ -77,7 +77,7 @@ def test_commands_on_a_recipe_and_its_run(prepared, train, monkeypatch, capsys):
             assert cli.main() == 0, capsys.readouterr().err
             assert capsys.readouterr().out
             ran.append(words[1])
-    assert ran == ["plan", "inspect", "report", "eval", "export"]
+    assert ran == ["plan", "inspect", "report", "eval", "export", "tile", "import"]
     assert (prepared / "runs" / "my" / "exported" / "model.safetensors").is_file()
 
 

@@ -14,6 +14,9 @@ from restomod.config import ComputeConfig
 from restomod.errors import UserError
 from restomod.model.encoder import MaskedLM
 
+RECOMPILE_LIMIT = 96
+"""Shapes and kinds of layers for which one function is compiled before that counts as a mistake."""
+
 
 def compiles(compute: ComputeConfig, device: str) -> bool:
     """Return whether the recipe's `compute.compile` means yes on this device."""
@@ -32,15 +35,15 @@ def check_compiler(device: str) -> None:
 def compile_model(model: MaskedLM, device: str, cache_dir: Path) -> None:
     """Compile in place, when first called; names of parameters stay.
 
-    Code for row lengths that change is never made: every new one compiles anew. What the compiler
-    makes is kept in `cache_dir`, where the next process finds it.
+    Code for row lengths that change is never made: every new one, a phase's for instance, compiles
+    anew. What the compiler makes is kept in `cache_dir`, where the next process finds it.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir.resolve() / "compiled"))
     for layer in model.encoder.layers:
-        layer.compile(fullgraph=True, dynamic=False)
-    model.encoder.embedding.compile(fullgraph=True, dynamic=False)
+        layer.compile(fullgraph=True, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
+    model.encoder.embedding.compile(fullgraph=True, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
     # On the CPU the head is spared the padding of its positions: their number varies.
-    model.head.compile(fullgraph=True, dynamic=device == "cpu")
+    model.head.compile(fullgraph=True, dynamic=device == "cpu", recompile_limit=RECOMPILE_LIMIT)
 
 
 def _has_cpp_compiler() -> bool:

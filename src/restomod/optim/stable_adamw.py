@@ -131,8 +131,11 @@ def update_rms(g: Tensor, v: Tensor, beta2: float, eps: float, compiled: bool = 
     """
     if g.numel() == 0:
         return g.new_zeros(())
-    total = (_sum_compiled if compiled else _sum)(g.reshape(-1), v.view(-1), beta2, eps)
-    return (total / g.numel()).sqrt()
+    g, v = g.reshape(-1), v.reshape(-1)
+    if compiled:
+        rms: Tensor = _one_pass()(g, v, _number(beta2), _number(eps**2))
+        return rms
+    return (_sum(g, v, beta2, eps) / g.numel()).sqrt()
 
 
 def _sum(g: Tensor, v: Tensor, beta2: float, eps: float) -> Tensor:
@@ -153,18 +156,19 @@ def _sum(g: Tensor, v: Tensor, beta2: float, eps: float) -> Tensor:
     return torch.stack(sums).sum() / scale
 
 
-def _sum_compiled(g: Tensor, v: Tensor, beta2: float, eps: float) -> Tensor:
-    # Numbers as tensors: they change with the step, and would be compiled in.
-    return _one_pass()(g, v, torch.tensor(beta2), torch.tensor(eps**2))
+@functools.lru_cache(maxsize=8)
+def _number(x: float) -> Tensor:
+    """Return a number as a tensor: it changes with the step, and would be compiled in otherwise."""
+    return torch.tensor(x)
 
 
 @functools.cache
 def _one_pass() -> Callable[..., Tensor]:
-    """Return the sum as one generated loop, for tensors of any size."""
+    """Return the RMS as one generated loop, for tensors of any size."""
 
     def one_pass(g: Tensor, v: Tensor, beta2: Tensor, least: Tensor) -> Tensor:
         squares = g * g
-        return (squares / (beta2 * v + (1 - beta2) * squares).clamp_min(least)).sum()
+        return (squares / (beta2 * v + (1 - beta2) * squares).clamp_min(least)).mean().sqrt()
 
     compiled: Callable[..., Tensor] = torch.compile(one_pass, dynamic=True, fullgraph=True)
     return compiled
@@ -198,6 +202,8 @@ def _check(group: dict[str, Any]) -> None:
         raise ValueError(f"betas are {group['betas']}; both must be in [0, 1)")
     if group["lr_max"] <= 0:
         raise ValueError(f"lr_max is {group['lr_max']}; it must be positive")
-    for name in ("lr", "eps", "weight_decay"):
+    if group["eps"] <= 0:
+        raise ValueError(f"eps is {group['eps']}; it must be positive")
+    for name in ("lr", "weight_decay"):
         if group[name] < 0:
             raise ValueError(f"{name} is {group[name]}; it must not be negative")

@@ -171,7 +171,8 @@ def check_compute(recipe: Recipe, device: str) -> None:
     here."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     alibi = recipe.model.positions == "alibi"
-    choose_backend(recipe.compute.attention, device, dtype, alibi)
+    head_size = recipe.model.hidden_size // recipe.model.heads
+    choose_backend(recipe.compute.attention, device, dtype, alibi, head_size)
     if compiles(recipe.compute, device):
         check_compiler(device)
 

@@ -268,22 +268,22 @@ def test_a_kernel_that_cannot_run_is_refused_with_the_reason(
     asked: str, dtype: torch.dtype, alibi: bool, reason: str
 ) -> None:
     with pytest.raises(UserError, match=reason):
-        choose_backend(asked, "cpu", dtype, alibi)
+        choose_backend(asked, "cpu", dtype, alibi, 64)
 
 
 @pytest.mark.parametrize("asked", ["flash_attn_3", "flash_attn_4", "varlen"])
 def test_kernels_without_alibi_or_float32_say_so(asked: str) -> None:
     with pytest.raises(UserError, match="float16, not in float32"):
-        choose_backend(asked, "cuda", torch.float32, False)
+        choose_backend(asked, "cuda", torch.float32, False, 64)
     with pytest.raises(UserError, match="does not know ALiBi"):
-        choose_backend(asked, "cuda", torch.bfloat16, True)
+        choose_backend(asked, "cuda", torch.bfloat16, True, 64)
 
 
 def test_auto_takes_what_the_machine_has(caplog: pytest.LogCaptureFixture) -> None:
     choose_backend.cache_clear()
     with caplog.at_level("INFO", logger="restomod"):
-        assert choose_backend("auto", "cpu", torch.float32, False) == "cpu"
-        choose_backend("auto", "cpu", torch.float32, False)
+        assert choose_backend("auto", "cpu", torch.float32, False, 64) == "cpu"
+        choose_backend("auto", "cpu", torch.float32, False, 64)
     assert [record.getMessage() for record in caplog.records] == ["attention: cpu"]
     if not torch.cuda.is_available():
-        assert choose_backend("auto", "cuda", torch.bfloat16, False) == "reference"
+        assert choose_backend("auto", "cuda", torch.bfloat16, False, 64) == "reference"

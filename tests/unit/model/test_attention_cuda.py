@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -28,26 +28,29 @@ SEEN: dict[str, Any] = {}
 """What the last backward was told."""
 
 
-def dense(
-    q: Tensor, k: Tensor, v: Tensor, cu: Tensor, window: tuple[int, int], slopes: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return out [T, H, K] and logsumexp [H, T]; -1 is a window without an end."""
-    out, logsumexp = torch.empty_like(q), q.new_empty(q.shape[1], q.shape[0])
-    for start, end in itertools.pairwise(cu.tolist()):
-        slots = torch.arange(end - start)
+class Call(NamedTuple):
+    """What a kernel was asked for, beside queries, keys and values."""
+
+    cu: Tensor
+    window: tuple[int, int]
+    slopes: Tensor | None
+
+    def scores(self, q: Tensor, k: Tensor, document: slice) -> Tensor:
+        """Scores [H, S, S] of one document; -1 is a window without an end."""
+        slots = torch.arange(document.stop - document.start)
         offset = slots - slots[:, None]
-        scores = torch.einsum("qhc,khc->hqk", q[start:end], k[start:end]) * q.shape[-1] ** -0.5
-        if slopes is not None:
-            scores = scores - slopes[:, None, None] * offset.abs()
-        left, right = window
+        scores = torch.einsum("qhc,khc->hqk", q[document], k[document]) * q.shape[-1] ** -0.5
+        if self.slopes is not None:
+            scores = scores - self.slopes[:, None, None] * offset.abs()
+        left, right = self.window
         far = (offset < -left if left >= 0 else False) | (offset > right if right >= 0 else False)
-        scores = scores.masked_fill(torch.as_tensor(far), -torch.inf)
-        out[start:end] = torch.einsum("hqk,khc->qhc", scores.softmax(-1), v[start:end])
-        logsumexp[:, start:end] = scores.logsumexp(-1)
-    return out, logsumexp
+        return scores.masked_fill(torch.as_tensor(far), -torch.inf)
+
+    def documents(self) -> list[slice]:
+        return [slice(start, end) for start, end in itertools.pairwise(self.cu.tolist())]
 
 
-def forward(
+def check(
     qkv: tuple[Tensor, ...],
     cu: tuple[Any, Any],
     longest: tuple[Any, Any],
@@ -55,7 +58,7 @@ def forward(
     causal: bool,
     window: tuple[Any, Any],
     slopes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Call:
     assert cu[0].dtype == cu[1].dtype == torch.int32
     assert torch.equal(*cu)
     assert longest[0] == longest[1] >= int(cu[0].diff().max())
@@ -63,18 +66,34 @@ def forward(
     assert all(x.stride(-1) == 1 and x.shape[1:] == (HEADS, HEAD_SIZE) for x in qkv)
     assert isinstance(causal, bool)
     left, right = (-1 if x is None else x for x in window)
-    return dense(*qkv, cu[0], (left, 0 if causal else right), slopes)
+    return Call(cu[0], (left, 0 if causal else right), slopes)
+
+
+def forward(qkv: tuple[Tensor, ...], *rest: Any) -> tuple[Tensor, Tensor]:
+    """Return out [T, H, K] and logsumexp [H, T]; what no document covers is NaN."""
+    (q, k, v), call = qkv, check(qkv, *rest)
+    out, logsumexp = torch.full_like(q, torch.nan), q.new_full((q.shape[1], len(q)), torch.nan)
+    for document in call.documents():
+        scores = call.scores(q, k, document)
+        out[document] = torch.einsum("hqk,khc->qhc", scores.softmax(-1), v[document])
+        logsumexp[:, document] = scores.logsumexp(-1)
+    return out, logsumexp
 
 
 def backward(
     grad: Tensor, qkv: tuple[Tensor, ...], out: Tensor, logsumexp: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    leaves = [x.detach().requires_grad_() for x in qkv]
-    with torch.enable_grad():
-        again, partition = forward(tuple(leaves), *rest)
-    torch.testing.assert_close(out, again)
-    torch.testing.assert_close(logsumexp, partition)
-    return torch.autograd.grad(again, leaves, grad)
+    (q, k, v), call = qkv, check(qkv, *rest)
+    grads = [torch.full_like(x, torch.nan) for x in qkv]
+    for document in call.documents():
+        weights = (call.scores(q, k, document) - logsumexp[:, document, None]).exp()
+        inner = (grad[document] * out[document]).sum(-1).T[..., None]
+        grad_weights = torch.einsum("qhc,khc->hqk", grad[document], v[document])
+        grad_scores = weights * (grad_weights - inner) * q.shape[-1] ** -0.5
+        grads[0][document] = torch.einsum("hqk,khc->qhc", grad_scores, k[document])
+        grads[1][document] = torch.einsum("hqk,qhc->khc", grad_scores, q[document])
+        grads[2][document] = torch.einsum("hqk,qhc->khc", weights, grad[document])
+    return tuple(grads)
 
 
 def write(targets: tuple[Tensor | None, ...], grads: tuple[Tensor, ...]) -> None:
@@ -269,7 +288,7 @@ def test_the_libraries_are_told_what_the_reference_is(
 ) -> None:
     if options.get("positions") == "alibi" and kernel != "flash_attn_2":
         with pytest.raises(UserError, match="does not know ALiBi"):
-            choose_backend(kernel, "cuda", torch.bfloat16, True)
+            choose_backend(kernel, "cuda", torch.bfloat16, True, 64)
         return
     lengths = [9, 1, 30, 0]
     config = EncoderConfig(
@@ -314,8 +333,9 @@ def gpu(patch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
     ("capability", "installed", "alibi", "chosen"),
     [
         ((9, 0), list(MODULES), False, "flash_attn_3"),
-        ((9, 0), ["flash_attn_2", "flash_attn_4"], False, "flash_attn_2"),
-        ((9, 0), ["flash_attn_4"], False, "varlen"),
+        ((9, 0), ["flash_attn_2", "flash_attn_4"], False, "flash_attn_4"),
+        ((10, 0), list(MODULES), False, "flash_attn_4"),
+        ((10, 0), ["flash_attn_3", "flash_attn_2"], False, "flash_attn_2"),
         ((8, 0), list(MODULES), False, "flash_attn_2"),
         ((9, 0), list(MODULES), True, "flash_attn_2"),
         ((9, 0), [], False, "varlen"),
@@ -332,8 +352,8 @@ def test_auto_takes_the_first_kernel_that_can_run(
 ) -> None:
     gpu(monkeypatch, capability)
     for name in installed:
-        install(monkeypatch, MODULES[name], {})
-    assert choose_backend("auto", "cuda", torch.bfloat16, alibi) == chosen
+        install(monkeypatch, MODULES[name], FUNCTIONS[MODULES[name]])
+    assert choose_backend("auto", "cuda", torch.bfloat16, alibi, 64) == chosen
 
 
 @pytest.mark.parametrize("kernel", MODULES)
@@ -342,10 +362,49 @@ def test_a_kernel_that_is_not_there_is_refused_by_name(
 ) -> None:
     gpu(monkeypatch, (9, 0))
     with pytest.raises(UserError, match=f"{MODULES[kernel]} is not installed"):
-        choose_backend(kernel, "cuda", torch.bfloat16, False)
+        choose_backend(kernel, "cuda", torch.bfloat16, False, 64)
     gpu(monkeypatch, (7, 5))
-    with pytest.raises(UserError, match="needs compute capability"):
-        choose_backend(kernel, "cuda", torch.bfloat16, False)
+    with pytest.raises(UserError, match=r"does not run on compute capability 7\.5"):
+        choose_backend(kernel, "cuda", torch.bfloat16, False, 64)
+
+
+@pytest.mark.parametrize(
+    ("functions", "reason"),
+    [
+        ({}, "has no _flash_attn_varlen_forward: another version"),
+        (
+            {
+                "_flash_attn_varlen_forward": lambda q, window_size: None,
+                "_flash_attn_varlen_backward": fa2_backward,
+            },
+            "does not take alibi_slopes, window_size_left, window_size_right",
+        ),
+    ],
+)
+def test_another_version_is_refused_with_what_differs(
+    monkeypatch: pytest.MonkeyPatch, functions: dict[str, Any], reason: str
+) -> None:
+    gpu(monkeypatch, (9, 0))
+    install(monkeypatch, MODULES["flash_attn_2"], functions)
+    with pytest.raises(UserError, match=reason):
+        choose_backend("flash_attn_2", "cuda", torch.bfloat16, False, 64)
+    assert choose_backend("auto", "cuda", torch.bfloat16, False, 64) == "varlen"
+
+
+@pytest.mark.parametrize(
+    ("head_size", "chosen"), [(8, "flash_attn_4"), (256, "flash_attn_2"), (36, "reference")]
+)
+def test_heads_that_a_kernel_cannot_take_go_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, head_size: int, chosen: str
+) -> None:
+    gpu(monkeypatch, (10, 0))
+    for name in MODULES.values():
+        install(monkeypatch, name, FUNCTIONS[name])
+    assert choose_backend("auto", "cuda", torch.bfloat16, False, head_size) == chosen
+    with pytest.raises(
+        UserError, match=r"takes heads of 8 to 256 channels in steps of 8, and .* 36"
+    ):
+        choose_backend("varlen", "cuda", torch.bfloat16, False, 36)
 
 
 def test_every_kernel_of_the_recipe_is_tested_somewhere() -> None:

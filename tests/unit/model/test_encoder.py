@@ -143,3 +143,37 @@ def test_the_global_rope_base_may_change_on_a_living_model(model: MaskedLM) -> N
     assert not torch.allclose(model.encode(ids, cu_seqlens), before)
     model.config.rope_base_global = old
     assert torch.equal(model.encode(ids, cu_seqlens), before)
+
+
+def test_padding_behind_the_documents_is_seen_by_none(model: MaskedLM) -> None:
+    model.eval()
+    ids, bounds = torch.arange(4, 64), torch.tensor([0, 20, 47])
+    labels = torch.full((60,), -100)
+    labels[[3, 30]] = 5
+    torch.use_deterministic_algorithms(True)  # fills what nothing has written to with NaN
+    try:
+        alone = model.encode(ids[:47], bounds)
+        padded = model.encode(ids, bounds)
+        loss = model.mlm_loss(ids, labels, bounds)
+        loss.backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(padded[:47], alone)
+    assert padded.isfinite().all()
+    torch.testing.assert_close(loss, model.mlm_loss(ids[:47], labels[:47], bounds))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_nothing_to_encode_is_nothing(model: MaskedLM) -> None:
+    nothing = torch.zeros(0, dtype=torch.int64)
+    for bounds in ([0], [0, 0], [0, 0, 0]):
+        assert model.encode(nothing, torch.tensor(bounds)).shape == (0, CONFIG.hidden_size)
+    assert model.mlm_loss(nothing, nothing, torch.tensor([0])) == 0
+
+
+@pytest.mark.parametrize("bounds", [[], [1, 9], [0, 5, 3, 9], [0, 10]])
+def test_bounds_that_are_none_are_refused(model: MaskedLM, bounds: list[int]) -> None:
+    with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to at most 9"):
+        model.encode(torch.arange(9), torch.tensor(bounds, dtype=torch.int64))

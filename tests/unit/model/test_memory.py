@@ -48,20 +48,24 @@ def peak_bytes(model: MaskedLM, folder: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("shape", "vocabulary", "compute"),
+    ("shape", "vocabulary", "compute", "options"),
     [
-        ((4, 256, 384), 30_000, ComputeConfig()),
-        ((4, 256, 384), 30_000, ComputeConfig(logits_mb=10)),
-        ((2, 128, 192), 200_000, ComputeConfig(logits_mb=64)),
-        ((6, 64, 256), 1_000, ComputeConfig()),
-        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=1)),
-        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=1, recompute_keep="attention")),
-        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=2, recompute_keep="products")),
-        ((7, 256, 384), 2_000, ComputeConfig(recompute_every=3)),
+        ((4, 256, 384), 30_000, ComputeConfig(), {}),
+        ((4, 256, 384), 30_000, ComputeConfig(logits_mb=10), {}),
+        ((2, 128, 192), 200_000, ComputeConfig(logits_mb=64), {}),
+        ((6, 64, 256), 1_000, ComputeConfig(), {}),
+        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=1), {}),
+        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=1, recompute_keep="attention"), {}),
+        ((6, 256, 384), 2_000, ComputeConfig(recompute_every=2, recompute_keep="products"), {}),
+        ((7, 256, 384), 2_000, ComputeConfig(recompute_every=3), {}),
+        ((6, 256, 384), 2_000, ComputeConfig(), {"norm": "rmsnorm"}),
+        ((3, 256, 384), 2_000, ComputeConfig(), {"local_window": 1024}),
+        ((3, 256, 384), 2_000, ComputeConfig(), {"positions": "alibi"}),
+        ((4, 256, 384), 2_000, ComputeConfig(), {"global_every": 1, "attention_dropout": 0.0}),
     ],
     ids=str,
 )
-def test_the_estimate_is_what_a_step_allocates(shape, vocabulary, compute, tmp_path):
+def test_the_estimate_is_what_a_step_allocates(shape, vocabulary, compute, options, tmp_path):
     layers, hidden, intermediate = shape
     config = EncoderConfig(
         layers=layers,
@@ -69,6 +73,7 @@ def test_the_estimate_is_what_a_step_allocates(shape, vocabulary, compute, tmp_p
         heads=4,
         intermediate_size=intermediate,
         vocab_size=vocabulary,
+        **options,
     )
     model = MaskedLM(config).train()
     model.compute_as(compute)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +150,43 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # as evaluation runs
         compiled.eval()(packed)
     assert backend.frame_count == counts[-1]
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_every_phase_may_have_shapes_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    native = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **options: native(self, backend="eager", **options)
+    )
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    plain, compiled = build().train(), build().train()
+    compilation.compile_model(compiled, "cpu", tmp_path)
+    for length in (64, 48, 32, 24, 20):
+        packed = batch([[length], [length]]) | {"max_seqlen": length}
+        torch.testing.assert_close(step(compiled, packed)[0], step(plain, packed)[0])
+
+
+@pytest.mark.skipif(not compilation._has_cpp_compiler(), reason="needs a C++ compiler")
+@pytest.mark.usefixtures("fresh_compiler")
+def test_what_was_compiled_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As by the process that resumes a run: nothing is left in memory, all is in cache_dir."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    losses, found = [], []
+    for _ in range(2):
+        torch._dynamo.reset()
+        counters.clear()
+        model = build().train()
+        compilation.compile_model(model, "cpu", tmp_path)
+        losses.append(step(model, batch([[30, 20], [64]]))[0])
+        counts = counters["inductor"]
+        found.append((counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]))
+    assert (tmp_path / "compiled").is_dir()
+    assert found[0][0] == 0 < found[0][1]
+    assert found[1] == (found[0][1], 0)
+    assert torch.equal(*losses)
 
 
 def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _BACKENDS}
 
 
 @functools.cache
-def choose_backend(asked: str, device: str, dtype: torch.dtype, alibi: bool) -> str:
+def choose_backend(asked: str, device: str, dtype: torch.dtype, alibi: bool, head_size: int) -> str:
     """Return the name of the kernel to use; logs it once.
 
     `asked` is a name of BACKENDS, or auto for the first that can run. Raises UserError naming what
@@ -43,7 +43,7 @@ def choose_backend(asked: str, device: str, dtype: torch.dtype, alibi: bool) -> 
         name = next(
             name
             for name in ATTENTION_KERNELS
-            if not _obstacle(BACKENDS[name], device, dtype, alibi)
+            if not _obstacle(BACKENDS[name], device, dtype, alibi, head_size)
         )
         log.info("attention: %s", name)
         return name
@@ -51,14 +51,16 @@ def choose_backend(asked: str, device: str, dtype: torch.dtype, alibi: bool) -> 
         raise UserError(
             f"compute.attention: no kernel {asked!r}; there are {', '.join(ATTENTION_KERNELS)}"
         )
-    obstacle = _obstacle(BACKENDS[asked], device, dtype, alibi)
+    obstacle = _obstacle(BACKENDS[asked], device, dtype, alibi, head_size)
     if obstacle:
         raise UserError(f"compute.attention: {asked} cannot be used: {obstacle}")
     log.info("attention: %s, as asked", asked)
     return asked
 
 
-def _obstacle(backend: Backend, device: str, dtype: torch.dtype, alibi: bool) -> str:
+def _obstacle(
+    backend: Backend, device: str, dtype: torch.dtype, alibi: bool, head_size: int
+) -> str:
     """Return why a kernel cannot do what is wanted, or nothing."""
     if backend.device not in (device, "any"):
         return f"it runs on {backend.device}, the model is on {device}"
@@ -67,4 +69,10 @@ def _obstacle(backend: Backend, device: str, dtype: torch.dtype, alibi: bool) ->
         return f"it computes in {known}, not in {str(dtype).removeprefix('torch.')}"
     if alibi and not backend.alibi:
         return "it does not know ALiBi (model.positions: alibi)"
+    if head_size not in backend.head_sizes:
+        sizes = backend.head_sizes
+        return (
+            f"it takes heads of {sizes.start} to {sizes[-1]} channels in steps of {sizes.step}, "
+            f"and the model's have {head_size}"
+        )
     return backend.missing()

@@ -16,11 +16,10 @@ from torch.nn import functional as F
 
 from restomod.model.attention.reference import document_bounds, score_bias
 from restomod.model.attention.spec import Spec
+from restomod.model.config import BLOCK
 from restomod.model.flops import UNLIMITED
 from restomod.model.rope import rotate_into
 
-BLOCK = 64
-"""Queries of a block in local layers."""
 BIASED_QUERIES = 256
 """Queries that global layers with ALiBi take at a time: the bias is [H, queries, document]."""
 
@@ -35,6 +34,7 @@ class Cpu:
     alibi = True
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     device = "cpu"
+    head_sizes = range(1, 1 << 20)
     needs_input = False
 
     def missing(self) -> str:

@@ -12,8 +12,10 @@ Shapes: T tokens, H heads, K head dim.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import inspect
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,20 +35,32 @@ class Varlen(ABC):
     dtypes: tuple[torch.dtype, ...] = HALF
     device = "cuda"
     needs_input = True
+    head_sizes = range(8, 257, 8)
     module: str
     """What must be importable."""
-    capability = (8, 0)
-    """The oldest GPU that it runs on."""
+    functions: ClassVar[dict[str, set[str]]]
+    """Its functions that are called, and parameters by whose names they are known."""
+    capabilities = range(8, 100)
+    """Major compute capabilities that it runs on."""
 
     def missing(self) -> str:
         if not torch.cuda.is_available():
             return "torch sees no CUDA device here"
-        if torch.cuda.get_device_capability() < self.capability:
-            return f"it needs compute capability {'.'.join(map(str, self.capability))} or newer"
-        if importlib.util.find_spec(self.module.partition(".")[0]) is None or (
-            importlib.util.find_spec(self.module) is None
-        ):
-            return f"the module {self.module} is not installed"
+        capability = ".".join(map(str, torch.cuda.get_device_capability()))
+        if int(capability.partition(".")[0]) not in self.capabilities:
+            return f"it does not run on compute capability {capability}"
+        try:
+            module = importlib.import_module(self.module)
+        except ModuleNotFoundError as error:
+            return f"the module {self.module} is not installed ({error})"
+        except Exception as error:  # built for another torch or CUDA
+            return f"the module {self.module} cannot be loaded ({error})"
+        for name, parameters in self.functions.items():
+            if not hasattr(module, name):
+                return f"{self.module} has no {name}: another version than this was written for"
+            unknown = parameters - inspect.signature(getattr(module, name)).parameters.keys()
+            if unknown:
+                return f"{name} of {self.module} does not take {', '.join(sorted(unknown))}"
         return ""
 
     def forward(self, qkv: Tensor, spec: Spec) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,6 +110,10 @@ class FlashAttention2(Varlen):
     name = "flash_attn_2"
     alibi = True
     module = "flash_attn.flash_attn_interface"
+    functions: ClassVar = {
+        "_flash_attn_varlen_forward": {"window_size_left", "window_size_right", "alibi_slopes"},
+        "_flash_attn_varlen_backward": {"window_size_left", "deterministic", "softcap"},
+    }
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
         from flash_attn.flash_attn_interface import _flash_attn_varlen_forward
@@ -154,7 +172,11 @@ class FlashAttention3(Varlen):
 
     name = "flash_attn_3"
     module = "flash_attn_interface"
-    capability = (9, 0)
+    functions: ClassVar = {
+        "_flash_attn_forward": {"rotary_cos", "seqlens_rotary", "window_size"},
+        "_flash_attn_backward": {"window_size", "deterministic"},
+    }
+    capabilities = range(9, 10)
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
         from flash_attn_interface import _flash_attn_forward
@@ -214,7 +236,12 @@ class FlashAttention4(Varlen):
 
     name = "flash_attn_4"
     module = "flash_attn.cute.interface"
-    capability = (9, 0)
+    functions: ClassVar = {
+        "_flash_attn_fwd": {"cu_seqlens_q", "window_size_left", "return_lse"},
+        "_flash_attn_bwd": {"cu_seqlens_q", "window_size_left", "deterministic"},
+    }
+    head_sizes = range(8, 129, 8)
+    capabilities = range(9, 12)
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
         from flash_attn.cute.interface import _flash_attn_fwd
@@ -265,6 +292,7 @@ class TorchVarlen(Varlen):
 
     name = "varlen"
     module = "torch.nn.attention.varlen"
+    functions: ClassVar = {}
 
     def kernel(self, q: Tensor, k: Tensor, v: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
         out, logsumexp, *_ = torch.ops.aten._flash_attention_forward(

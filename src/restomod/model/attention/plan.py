@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -50,8 +51,9 @@ def plan_attention(
     table_dtype = dtype if dtype == torch.float64 else torch.float32
     half = config.local_window // 2
     reach_local = (half, 0 if config.causal else half)
-    slopes = alibi_slopes(config.heads).to(position_ids.device) if alibi else None
-    backend = choose_backend(asked, position_ids.device.type, dtype, alibi)
+    slopes = _slopes_on(config.heads, position_ids.device) if alibi else None
+    head_size = config.hidden_size // config.heads
+    backend = choose_backend(asked, position_ids.device.type, dtype, alibi, head_size)
     mask = None
     if backend == "cpu" and config.global_every > 1 and config.layers > 1:
         tokens = position_ids.shape[0]
@@ -68,6 +70,12 @@ def plan_attention(
         backend,
         torch.are_deterministic_algorithms_enabled(),
     )
+
+
+@functools.cache
+def _slopes_on(heads: int, device: torch.device) -> Tensor:
+    """Copy the slopes to a device once: a copy from the host waits for it."""
+    return alibi_slopes(heads).to(device)
 
 
 def rope_channels(config: EncoderConfig) -> int:

@@ -44,6 +44,7 @@ class Reference:
     alibi = True
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
     device = "any"
+    head_sizes = range(1, 1 << 20)
     needs_input = True
 
     def missing(self) -> str:

@@ -49,6 +49,8 @@ class Backend(Protocol):
     dtypes: tuple[torch.dtype, ...]
     device: str
     """cpu, cuda, or any."""
+    head_sizes: range
+    """Channels that a head may have."""
     needs_input: bool
     """Whether `backward` reads qkv; if not, it is given an empty tensor."""
 
