@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from restomod import cli, load_model
-from tests.conftest import Tiny, Trainings
+from restomod.model.flops import flops_per_token
+from tests.conftest import Tiny, Trainings, metrics
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,17 @@ def test_metrics_are_consistent(run):
     assert 0.2 < train[-1]["masked_tokens"] / train[-1]["real_tokens"] < 0.3
     times = [line["time_s"] for line in lines]
     assert times == sorted(times)
+
+
+def test_mfu_is_the_formula_over_one_peak(run):
+    config, peaks = load_model(run).config, []
+    for line in metrics(run):
+        mean = line["packing_efficiency"] * 2048 / line["documents"]
+        per_token = flops_per_token(config, config.vocab_size, [mean], 0.27)
+        real_tokens_per_s = line["tokens_per_s"] * line["packing_efficiency"]
+        peaks.append(real_tokens_per_s * per_token / line["mfu"])
+    assert max(peaks) < 1.2 * min(peaks)  # lengths and masked shares vary a little
+    assert 1e9 < peaks[0] < 1e13
 
 
 @pytest.mark.parametrize("command", ["eval", "export", "report"])

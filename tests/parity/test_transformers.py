@@ -92,7 +92,9 @@ def compare(
 
     expected = reference(input_ids=inputs, attention_mask=mask.long()).logits[mask]
     logits = model.logits(ids, cu_seqlens)
-    assert (logits - expected).norm() <= bound * expected.norm()
+    for start, end in pairwise(cu_seqlens.tolist()):  # a short document must not hide in a long one
+        wanted = expected[start:end]
+        assert (logits[start:end] - wanted).norm() <= bound * wanted.norm(), (start, end)
 
     labels = torch.where(torch.arange(len(ids)) % 3 == 0, ids, -100)
     torch.nn.functional.cross_entropy(expected, labels).backward()
@@ -196,7 +198,12 @@ def files(folder: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 @pytest.mark.parametrize(
     ("dtype", "shard"),
-    [(torch.float32, "1GB"), (torch.bfloat16, "1GB"), (torch.float32, "50KB")],
+    [
+        (torch.float32, "1GB"),
+        (torch.bfloat16, "1GB"),
+        (torch.float32, "50KB"),
+        (torch.bfloat16, "30KB"),
+    ],
 )
 def test_loading_and_saving_keep_every_bit_and_field(
     dtype: torch.dtype, shard: str, tmp_path: Path
@@ -242,6 +249,10 @@ PUBLISHED = {
     "ModernBERT-base": (22, 768, 12, 1152, 50_368, 10_000.0),
     "ModernBERT-large": (28, 1024, 16, 2624, 50_368, 10_000.0),
     "ettin-17m": (7, 256, 4, 384, 50_368, 160_000.0),
+    "ettin-32m": (10, 384, 6, 576, 50_368, 160_000.0),
+    "ettin-68m": (19, 512, 8, 768, 50_368, 160_000.0),
+    "ettin-150m": (22, 768, 12, 1152, 50_368, 160_000.0),
+    "ettin-400m": (28, 1024, 16, 2624, 50_368, 160_000.0),
     "ettin-1b": (28, 1792, 28, 3840, 50_368, 160_000.0),
     "mmBERT-base": (22, 768, 12, 1152, 256_000, 160_000.0),
 }
@@ -326,6 +337,22 @@ def test_a_transformers_5_configuration_is_read(tmp_path: Path) -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
         ({"pad_token_id": None}, "pad_token_id is missing"),
         ({"rope_parameters": 3}, "rope_parameters.full_att"),
+        ({"rope_parameters": {"full_attention": None}}, "rope_parameters.full_att"),
+        (
+            {"rope_parameters": {"full_attention": {"type": "linear", "rope_theta": 9.0}}},
+            "rope_parameters.full_att",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": None}}},
+            "rope_theta of full_attention is None",
+        ),
+        ({"global_rope_theta": None}, "global_rope_theta is None"),
+        ({"global_rope_theta": "160k"}, "global_rope_theta is '160k'"),
+        ({"local_rope_theta": -1.0}, "local_rope_theta is -1.0"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ({"norm_eps": float("nan")}, "norm_eps is nan"),
+        ({"layer_types": 5}, "layer_types is 5"),
+        ({"hidden_activation": ["gelu"]}, "hidden_activation is"),
         (
             {
                 "rope_parameters": {
@@ -402,12 +429,34 @@ def test_what_transformers_cannot_express_is_not_exported(
     assert not (tmp_path / "out").exists()
 
 
+def test_special_ids_that_a_folder_came_with_go_back(tmp_path: Path) -> None:
+    """transformers' defaults are ids of its default vocabulary, which a small one does not have."""
+    theirs(cls_token_id=50_281, sep_token_id=50_282).save_pretrained(tmp_path / "theirs")
+    save_transformers(load_transformers(tmp_path / "theirs"), tmp_path / "ours")
+    assert files(tmp_path / "ours")[1]["cls_token_id"] == 50_281
+
+
+def test_weights_that_float32_cannot_hold_are_refused(tmp_path: Path) -> None:
+    theirs().double().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"holds torch\.float64"):
+        load_transformers(tmp_path)
+
+
+def test_a_file_where_a_folder_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_transformers(tmp_path / "file")
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        save_transformers(ours(theirs(), tmp_path / "theirs"), tmp_path / "file")
+
+
 def test_an_untied_decoder_is_refused(tmp_path: Path) -> None:
     theirs().save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     embedding = weights["model.embeddings.tok_embeddings.weight"]
     save_file(weights | {"decoder.weight": embedding.clone()}, tmp_path / "model.safetensors")
-    load_transformers(tmp_path)
+    save_transformers(load_transformers(tmp_path), tmp_path / "again")
+    assert torch.equal(files(tmp_path / "again")[0]["decoder.weight"], embedding)
     save_file(weights | {"decoder.weight": embedding + 1}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="tied"):
         load_transformers(tmp_path)

@@ -56,7 +56,7 @@ def evaluation(model: MaskedLM, recipe: Recipe, sources: Sources) -> dict[str, A
     phase: PhaseConfig = recipe.phases[-1]
     batches = heldout_batches(recipe, phase, sources)
     results: dict[str, dict[str, float]] = evaluate(model, batches)
-    shares = unigram(phase, sources)
+    shares = unigram(phase, sources, sources.tokenizer.vocab_size)
     for domain, parts in {**batches, "all": [b for part in batches.values() for b in part]}.items():
         results[domain] |= unigram_baseline(parts, shares)
     examples = [

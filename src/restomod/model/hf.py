@@ -6,6 +6,7 @@ numbers under other names. Called by `load_model` and by the export and import t
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,11 @@ _FIXED: dict[str, Any] = {
     "classifier_activation": "gelu",
     "embedding_dropout": 0.0,
     "mlp_dropout": 0.0,
+    "partial_rotary_factor": 1.0,
     "rope_scaling": None,
     "tie_word_embeddings": True,
 }
+_UNWRITTEN = ("partial_rotary_factor", "rope_scaling")  # not among transformers' own fields
 
 # How transformers starts and classifies; read by it alone.
 _EXPORT_ONLY: dict[str, Any] = {
@@ -108,8 +111,11 @@ def load_transformers(folder: str | Path) -> MaskedLM:
                 f"{folder}: {transformers_name(name)} has shape {list(tensor.shape)}, "
                 f"but {CONFIG} asks for {list(parameter.shape)}"
             )
-        if not tensor.is_floating_point():
-            raise UserError(f"{folder}: {transformers_name(name)} holds {tensor.dtype}: no weights")
+        if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            raise UserError(
+                f"{folder}: {transformers_name(name)} holds {tensor.dtype}; weights of float32 or "
+                "fewer bits are read"
+            )
         weights[name] = tensor.to(torch.float32)
         dtypes[name] = tensor.dtype
     decoder = theirs.pop(TIED, None)
@@ -117,6 +123,8 @@ def load_transformers(folder: str | Path) -> MaskedLM:
         decoder.float(), weights["encoder.embedding.weight"]
     ):
         raise UserError(f"{folder}: {TIED} differs from the embedding; they must be tied")
+    if decoder is not None:
+        dtypes[TIED] = decoder.dtype
     if theirs:
         raise UserError(
             f"{folder}: weights that ModernBertForMaskedLM does not have: {_few(theirs)}"
@@ -141,40 +149,44 @@ def save_transformers(
         raise UserError(
             f"transformers' ModernBERT cannot express this model's {', '.join(foreign)}"
         )
+    folder, origin = Path(folder), model.origin
+    came = _encoder_config(folder, origin.fields) if origin else None
     for field in ("pad_id", "cls_id", "sep_id"):
-        if not 0 <= getattr(config, field) < config.vocab_size:
+        known = came and getattr(came, field) == getattr(config, field)
+        if not known and not 0 <= getattr(config, field) < config.vocab_size:
             raise UserError(
                 f"{field} {getattr(config, field)} is not in the vocabulary of "
                 f"{config.vocab_size}; set the tokenizer's ids in the model's configuration"
             )
     if tokenizer_folder is not None and not (Path(tokenizer_folder) / "tokenizer.json").is_file():
         raise UserError(f"{tokenizer_folder}: no tokenizer.json to export with the model")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made a folder ({error.strerror})") from None
     if tokenizer_folder is not None and Path(tokenizer_folder).resolve() != folder.resolve():
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_folder) / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder) / name, folder / name)
     weights = {name: x.detach().cpu().contiguous() for name, x in model.state_dict().items()}
-    origin = model.origin
     if origin and all(
         torch.equal(x, x.to(origin.dtypes[name]).to(x.dtype)) for name, x in weights.items()
     ):
         weights = {name: x.to(origin.dtypes[name]) for name, x in weights.items()}
-    save_file(
-        {transformers_name(name): x for name, x in weights.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
+    named = {transformers_name(name): x for name, x in weights.items()}
+    if origin and TIED in origin.dtypes:
+        named[TIED] = weights["encoder.embedding.weight"].clone()
+    save_file(named, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / INDEX).unlink(missing_ok=True)  # of an earlier, sharded export
     fields = transformers_config(config)
     if origin:
         plain = dataclasses.replace(config, seed=EncoderConfig.seed, attention_dropout=0.0)
-        unchanged = _encoder_config(folder, origin.fields) == plain
+        unchanged = came == plain
         ours = {name: value for name, value in fields.items() if name not in _EXPORT_ONLY}
         fields |= origin.fields if unchanged else origin.fields | ours
     dtype = str(weights["encoder.embedding.weight"].dtype).removeprefix("torch.")
-    fields["dtype" if "dtype" in fields else "torch_dtype"] = dtype
+    for name in {"dtype", "torch_dtype"} & fields.keys() or {"torch_dtype"}:
+        fields[name] = dtype
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
@@ -218,7 +230,7 @@ def transformers_config(config: EncoderConfig) -> dict[str, Any]:
         "rope_parameters": {
             kind: {"rope_type": "default", "rope_theta": base} for kind, base in bases.items()
         },
-        **{name: value for name, value in _FIXED.items() if name != "rope_scaling"},
+        **{name: value for name, value in _FIXED.items() if name not in _UNWRITTEN},
         **_EXPORT_ONLY,
         "bos_token_id": config.cls_id,
         "eos_token_id": config.sep_id,
@@ -230,6 +242,8 @@ def _read_fields(folder: Path) -> dict[str, Any]:
         fields = json.loads((folder / CONFIG).read_text())
     except FileNotFoundError:
         raise UserError(f"{folder}: no {CONFIG}; expected a transformers model's folder") from None
+    except OSError as error:
+        raise UserError(f"{folder / CONFIG}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{folder / CONFIG}: not JSON ({error})") from None
     if not isinstance(fields, dict):
@@ -249,7 +263,7 @@ def _encoder_config(folder: Path, fields: dict[str, Any]) -> EncoderConfig:
         if fields.get(name, value) != value:
             raise refuse(f"{name} is {fields[name]!r}; this encoder has {value!r} only")
     activation = fields.get("hidden_activation", "gelu")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise refuse(
             f"hidden_activation is {activation!r}; this encoder has {', '.join(_ACTIVATIONS)} only"
         )
@@ -261,9 +275,11 @@ def _encoder_config(folder: Path, fields: dict[str, Any]) -> EncoderConfig:
             values[ours], (int, float) if isinstance(default, float) else int
         ):
             raise refuse(f"{theirs} is {values[ours]!r}, a {type(default).__name__} is expected")
-        if not isinstance(default, bool) and not ours.endswith("_id") and values[ours] <= 0:
+        if not isinstance(default, bool) and not ours.endswith("_id") and not values[ours] > 0:
             raise refuse(f"{theirs} is {values[ours]!r}; it must be positive")
     layer_types = fields.get("layer_types")
+    if layer_types is not None and not isinstance(layer_types, list):
+        raise refuse(f"layer_types is {layer_types!r}, a list is expected")
     if layer_types and "global_attn_every_n_layers" not in fields:
         values["global_every"] = _period(layer_types)
     rope_global, rope_local = _rope_bases(folder, fields)
@@ -295,23 +311,34 @@ def _period(layer_types: list[str]) -> int:
 
 def _rope_bases(folder: Path, fields: dict[str, Any]) -> tuple[float, float]:
     """Return the global and the local base, as transformers 4 or 5 writes them."""
+
+    def base(name: str, value: Any) -> float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value <= 0:
+            raise UserError(f"{folder / CONFIG}: {name} is {value!r}; a RoPE base is positive")
+        return float(value)
+
     parameters = fields.get("rope_parameters")
     if not parameters:
-        base = fields.get("global_rope_theta", 160_000.0)
+        whole = base("global_rope_theta", fields.get("global_rope_theta", 160_000.0))
         local = fields.get("local_rope_theta", 10_000.0)
-        return float(base), float(base if local is None else local)
+        return whole, whole if local is None else base("local_rope_theta", local)
     bases = []
-    for kind in ("full_attention", "sliding_attention"):
-        entry = parameters.get(kind, {}) if isinstance(parameters, dict) else {}
-        if entry.get("rope_type", "default") != "default" or "rope_theta" not in entry:
+    kinds = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
+    for kind, old_name in kinds.items():
+        entry = parameters.get(kind) if isinstance(parameters, dict) else None
+        plain = {"rope_type": "default", "rope_theta": None, "partial_rotary_factor": 1.0}
+        if not isinstance(entry, dict) or any(
+            name not in plain or plain[name] not in (None, value) for name, value in entry.items()
+        ):
             raise UserError(
                 f"{folder / CONFIG}: rope_parameters.{kind} is {entry!r}; "
                 "this encoder has rope_type 'default' with a rope_theta only"
             )
-        bases.append(float(entry["rope_theta"]))
-    for name, base in zip(("global_rope_theta", "local_rope_theta"), bases, strict=True):
-        if fields.get(name) is not None and fields[name] != base:
-            raise UserError(f"{folder / CONFIG}: {name} and rope_parameters disagree")
+        old = fields.get(old_name)
+        bases.append(base(f"rope_theta of {kind}", entry.get("rope_theta", old)))
+        if old is not None and old != bases[-1]:
+            raise UserError(f"{folder / CONFIG}: {old_name} and rope_parameters disagree")
     return bases[0], bases[1]
 
 

@@ -33,9 +33,11 @@ def tile(
     """
     old = source.config
     sizes = {
-        "layers": layers or old.layers,
-        "hidden_size": hidden_size or old.hidden_size,
-        "intermediate_size": intermediate_size or old.intermediate_size,
+        "layers": old.layers if layers is None else layers,
+        "hidden_size": old.hidden_size if hidden_size is None else hidden_size,
+        "intermediate_size": (
+            old.intermediate_size if intermediate_size is None else intermediate_size
+        ),
     }
     for name, size in sizes.items():
         if size < getattr(old, name):

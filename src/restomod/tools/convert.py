@@ -53,7 +53,9 @@ def tile_model(
     """Tile the model of `source` to larger sizes, write it to `out` as a transformers folder, and
     return what it is and how to train it."""
     model = tile(load_model(source), layers, hidden_size, intermediate_size)
-    folders = (source, source / "tokenizer", source.parent.parent / "tokenizer")
+    # In a transformers folder, a run, or the run of a checkpoint.
+    run = source.parent.parent if (source / "manifest.json").is_file() else source
+    folders = (source, run / "tokenizer")
     tokenizer = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
     save_transformers(model, out, tokenizer)
     config = model.config

@@ -180,21 +180,23 @@ def check_compute(recipe: Recipe, device: str) -> None:
 def build_model(recipe: Recipe, phase: PhaseConfig, sources: Sources) -> MaskedLM:
     """Return the recipe's model with its initial weights, on the CPU."""
     config = encoder_config(recipe, phase, sources.tokenizer)
+    source = load_model(recipe.init.weights) if recipe.init.weights else None
+    if source and source.config.vocab_size >= sources.tokenizer.size:
+        config.vocab_size = source.config.vocab_size  # which may be padded otherwise than ours
     model = MaskedLM(config)
-    if recipe.init.weights:
-        model.load_state_dict(_weights_of(recipe.init.weights, config))
+    if source:
+        _check_shape(source.config, config, recipe.init.weights)
+        model.load_state_dict(source.state_dict())
     else:
         initialize(model, recipe.seed)
     if recipe.init.log_unigram_bias:
-        shares = unigram(phase, sources)
+        shares = unigram(phase, sources, config.vocab_size)
         set_decoder_bias(model, torch.from_numpy(np.log(shares)).float())
     return model
 
 
-def _weights_of(path: str, config: EncoderConfig) -> dict[str, torch.Tensor]:
-    """Return the weights of a model of the same shape; raises UserError naming what differs."""
-    source = load_model(path)
-    theirs = source.config
+def _check_shape(theirs: EncoderConfig, config: EncoderConfig, path: str) -> None:
+    """Raise UserError naming what differs between the model of init.weights and the recipe's."""
     shape = {field.name for field in dataclasses.fields(ModelConfig)} - {"attention_dropout"}
     differing = [
         f"{name}: {getattr(theirs, name)} there, {getattr(config, name)} here"
@@ -207,7 +209,6 @@ def _weights_of(path: str, config: EncoderConfig) -> dict[str, torch.Tensor]:
             + "\n  ".join(differing)
             + "\n`restomod tile` makes larger models from smaller ones"
         )
-    return source.state_dict()
 
 
 def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> EncoderConfig:
@@ -225,11 +226,11 @@ def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> 
     )
 
 
-def unigram(phase: PhaseConfig, sources: Sources) -> np.ndarray:
+def unigram(phase: PhaseConfig, sources: Sources, vocab_size: int) -> np.ndarray:
     """Return the share of each id among the mixture's tokens, [vocab_size], smoothed by half a
     count so that none is zero."""
     total = sum(phase.mixture.values())
-    shares = np.zeros(sources.tokenizer.vocab_size)
+    shares = np.zeros(vocab_size)
     size = 0
     for name, share in phase.mixture.items():
         counts = sources.streams[name].token_counts(len(shares))

@@ -52,17 +52,17 @@ def kernels() -> list[Any]:
                     pytest.param(kernel, types.split(), launch, id=f"{kernel.__name__}-{n}-{k}")
                 )
 
-            for forward in (True, False):
-                launch = rope.rope_launch(heads, hidden // heads, hidden // heads // 2, forward)
-                if forward or name == "base":
-                    add(rope.rope_kernel, f"{x} {x} *fp32 *fp32 i32 i32", launch)
-            add(glu.glu_kernel, f"{x} {x}", glu.glu_launch(inner, "geglu"))
-            add(glu.glu_backward_kernel, f"{x} {x} {x}", glu.glu_launch(inner, "geglu"))
-            launch = norm.norm_launch(hidden, False, False)
-            types = f"*fp32 {x} *fp32 *fp32 *fp32 {x} *fp32 *fp32 fp32"
-            add(norm.add_norm_kernel, types, launch)
-            types = f"*fp32 *fp32 *fp32 *fp32 *fp32 {x} *fp32 {x} *fp32 i32 i32"
-            add(norm.add_norm_backward_kernel, types, launch | {"COPY": kind == "bf16"})
+            size, base = hidden // heads, name == "base"
+            turned = [(size // 2, True), (size // 2, False), (size // 4, True), (size // 4, False)]
+            for half, forward in turned if base else turned[:1]:
+                launch = rope.rope_launch(heads, size, half, forward)
+                add(rope.rope_kernel, f"{x} {x} *fp32 *fp32 i32 i32", launch)
+            for activation in ("geglu", "swiglu") if base else ("geglu",):
+                launch = glu.glu_launch(inner, activation)
+                add(glu.glu_kernel, f"{x} {x}", launch)
+                add(glu.glu_backward_kernel, f"{x} {x} {x}", launch)
+            for has_bias, rms in ((False, False), (True, False), (False, True))[: 3 if base else 1]:
+                add_norms(add, x, norm.norm_launch(hidden, has_bias, rms))
     for vocabulary in (50_368, 256_000):
         for kind, x in POINTER.items():
             cases.append(
@@ -74,6 +74,14 @@ def kernels() -> list[Any]:
                 )
             )
     return cases
+
+
+def add_norms(add: Any, x: str, launch: dict[str, Any]) -> None:
+    """Add both directions of the sum and norm, the branch being x."""
+    types = f"*fp32 {x} *fp32 *fp32 *fp32 {x} *fp32 *fp32 fp32"
+    add(norm.add_norm_kernel, types, launch)
+    types = f"*fp32 *fp32 *fp32 *fp32 *fp32 {x} *fp32 {x} *fp32 i32 i32"
+    add(norm.add_norm_backward_kernel, types, launch | {"COPY": x == "*bf16"})
 
 
 @pytest.mark.parametrize("capability", [80, 90])
