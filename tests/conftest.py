@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # recipes' cache_dir decides
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded; several ranks share the cores here
 
 STREAMS = {"code": 160, "prose": 90, "science": 40}

@@ -64,7 +64,7 @@ class ComputeConfig:
 
     attention: str = field(default="auto", metadata={"choices": ("auto", *ATTENTION_KERNELS)})
     """Attention kernel. auto takes the best that is installed and suits device, dtype and model."""
-    compile: str = field(default="auto", metadata={"choices": ("auto", "on", "off")})
+    compile: str = field(default="auto", metadata={"choices": ("auto", "always", "never")})
     """torch.compile of layers, embedding and head. auto: on a GPU only, since on a CPU compilation
     takes a minute the first time (its results are kept in cache_dir)."""
     recompute_every: int = 0

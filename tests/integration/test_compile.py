@@ -19,7 +19,7 @@ def test_a_compiled_run_trains_alike_and_continues_with_what_it_compiled(
     made = []
     for steps in (2, STEPS):
         slots = f"phases.pretrain.slots={steps * 4 * 512}"
-        code, text = train(*words, "run_name=compiled", "compute.compile=on", slots)
+        code, text = train(*words, "run_name=compiled", "compute.compile=always", slots)
         assert code == 0, text
         libraries = set((tmp_path / "cache" / "compiled").rglob("*.so"))
         made.append(libraries)

@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
 from restomod.config import ComputeConfig
 from restomod.errors import UserError
 from restomod.model.encoder import MaskedLM
@@ -20,7 +22,7 @@ RECOMPILE_LIMIT = 96
 
 def compiles(compute: ComputeConfig, device: str) -> bool:
     """Return whether the recipe's `compute.compile` means yes on this device."""
-    return compute.compile == "on" or (compute.compile == "auto" and device == "cuda")
+    return compute.compile == "always" or (compute.compile == "auto" and device == "cuda")
 
 
 def check_compiler(device: str) -> None:
@@ -28,7 +30,7 @@ def check_compiler(device: str) -> None:
     if device == "cpu" and not _has_cpp_compiler():
         raise UserError(
             "compute.compile: torch.compile needs a C++ compiler on the CPU, and neither $CXX nor "
-            "g++ runs here; install one, or set compute.compile=off"
+            "g++ runs here; install one, or set compute.compile=never"
         )
 
 
@@ -36,9 +38,12 @@ def compile_model(model: MaskedLM, device: str, cache_dir: Path) -> None:
     """Compile in place, when first called; names of parameters stay.
 
     Code for row lengths that change is never made: every new one, a phase's for instance, compiles
-    anew. What the compiler makes is kept in `cache_dir`, where the next process finds it.
+    anew. What the compiler makes is kept in `cache_dir`, where the next process finds it, unless
+    TORCHINDUCTOR_CACHE_DIR names another folder.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir.resolve() / "compiled"))
+    # Imports of the compiler's modules set the variable to its default.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_dir.resolve() / "compiled")
     for layer in model.encoder.layers:
         layer.compile(fullgraph=True, dynamic=False, recompile_limit=RECOMPILE_LIMIT)
     model.encoder.embedding.compile(fullgraph=True, dynamic=False, recompile_limit=RECOMPILE_LIMIT)

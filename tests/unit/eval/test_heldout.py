@@ -29,7 +29,7 @@ def built(tiny, tmp_path):
 
 def test_unigram_weighs_streams_by_the_mixture_and_leaves_no_zero(built):
     recipe, sources, _ = built
-    shares = unigram(recipe.phases[0], sources)
+    shares = unigram(recipe.phases[0], sources, sources.tokenizer.vocab_size)
     assert shares.sum() == pytest.approx(1)
     assert shares.min() > 0
     code = sources.streams["code"].token_counts(512)

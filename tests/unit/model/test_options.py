@@ -198,7 +198,12 @@ def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("asked", "device", "wanted"),
-    [("auto", "cpu", False), ("auto", "cuda", True), ("on", "cpu", True), ("off", "cuda", False)],
+    [
+        ("auto", "cpu", False),
+        ("auto", "cuda", True),
+        ("always", "cpu", True),
+        ("never", "cuda", False),
+    ],
 )
 def test_when_the_model_is_compiled(asked: str, device: str, wanted: bool) -> None:
     assert compilation.compiles(ComputeConfig(compile=asked), device) == wanted
