@@ -266,7 +266,7 @@ def check_losses(contenders: dict[str, Contender]) -> None:
     def loss(name: str, lengths: Lengths) -> float:
         # What is compiled is compiled for gradients; the others' graphs may be large.
         with torch.set_grad_enabled(name == "compiled"):
-            return float(contenders[name].loss(lengths, 0, max(lengths)))
+            return float(contenders[name].loss(lengths, 0, max(lengths)).detach())
 
     others = contenders.keys() - {"torch", "compiled"}
     losses = {name: loss(name, batch) for name in others}

@@ -92,6 +92,8 @@ def test_overrides_win_and_later_files_win(good, tmp_path):
         ("model.local_window=127", "model.local_window: 127: must be even"),
         ("run_name=../up", "run_name: '../up': use letters"),
         ("optimizer.betas=[0.9]", "optimizer.betas: [0.9]: two numbers"),
+        ("model.rope_fraction=0.001", "model.rope_fraction: 0.001: must lie in (0, 1] and turn"),
+        ("compute.compile=on", "compute.compile: True is true/false, text is expected"),
         ("tokenizer=", "tokenizer: is missing"),
         ("seed=${nothing}", "the recipe does not resolve"),
         ("nonsense", "`nonsense` is not an override; write key=value"),

@@ -277,6 +277,7 @@ def _encoder_config(folder: Path, fields: dict[str, Any]) -> EncoderConfig:
             raise refuse(f"{theirs} is {values[ours]!r}, a {type(default).__name__} is expected")
         if not isinstance(default, bool) and not ours.endswith("_id") and not values[ours] > 0:
             raise refuse(f"{theirs} is {values[ours]!r}; it must be positive")
+    values["local_window"] = max(values["local_window"] // 2 * 2, 1)  # transformers halves it too
     layer_types = fields.get("layer_types")
     if layer_types is not None and not isinstance(layer_types, list):
         raise refuse(f"layer_types is {layer_types!r}, a list is expected")

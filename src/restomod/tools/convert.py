@@ -35,8 +35,9 @@ def _recipe_part(model: MaskedLM, folder: Path) -> dict[str, object]:
         for name in names
         if name != "attention_dropout" and getattr(model.config, name) != getattr(plain, name)
     }
+    tokenizer = {"tokenizer": str(folder)} if (folder / "tokenizer.json").is_file() else {}
     return {
-        "tokenizer": str(folder),
+        **tokenizer,
         "model": changed,
         "init": {"weights": str(folder)},
         "phases": [{"rope_base_global": model.config.rope_base_global}],
