@@ -353,8 +353,8 @@ def compare(
     if kind != "short":
         names = [name for name in names if name != "sorted"]
     torch.compiler.reset()
-    # Padded, 16 documents of the 150 M model and its twins want more than 24 GB of memory.
-    parts = 4 if len(batches[0]) > 8 and size == "150m" and DEVICE.type == "cpu" else 1
+    # Padded, 8 documents of the 150 M model and its twins want more than 24 GB of memory.
+    parts = -(-len(batches[0]) // 4) if size == "150m" and DEVICE.type == "cpu" else 1
     contenders = contenders_of(names, config, batches, parts)
     check_losses(contenders)
     parameters = sum(p.numel() for p in next(iter(contenders.values())).model.parameters())
