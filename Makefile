@@ -54,7 +54,8 @@ test-systems: $(STAMP) $(HF5)/.set-up
 # A second environment, which takes torch and all that it lacks from the first.
 $(HF5)/.set-up: tests/systems/transformers-5.lock $(STAMP)
 	$(BIN)/python -m venv --clear --without-pip $(HF5)
-	$(BIN)/uv pip install --quiet --python $(HF5)/bin/python --no-deps --require-hashes -r $<
+	$(BIN)/uv pip install --quiet --python $(HF5)/bin/python --no-deps --require-hashes -r $< \
+	  || $(BIN)/python -m pip --python $(HF5)/bin/python install --quiet --no-deps --require-hashes -r $<
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > "$$($(HF5)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/first.pth"
 	@touch $@
