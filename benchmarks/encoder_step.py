@@ -14,9 +14,9 @@ The losses of the first two kinds must agree on the first batch. A step is forwa
 optimizer is timed by itself, beside torch's fused AdamW. Steps take turns, so that whatever else
 the machine does falls on all, with the machine's best torch.mm between them: the share of it is
 given for all products (linear layers and attention), and for the linear layers alone. Tokens
-exclude padding for everybody. Memory is what a step
-allocates at most over what exists before it. On a CPU all is float32 and memory reuse
-(`keep_freed_memory`) is on for everybody; on CUDA all run under bf16 autocast.
+exclude padding for everybody. Memory is what a step allocates at most over what exists before it.
+On a CPU all is float32 and memory reuse (`keep_freed_memory`) is on for everybody; on CUDA all run
+under bf16 autocast.
 
     OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 python benchmarks/encoder_step.py --sizes 5m,17m
     python benchmarks/encoder_step.py --device cuda --sizes 150m,395m --batch 6

@@ -75,7 +75,6 @@ def both_ways(
 
 
 def peers_of(ours: Callable[..., Any], reference: Callable[..., Any]) -> dict[str, Any]:
-    torch.compiler.reset()
     return {
         "ours": ours,
         "eager": reference,

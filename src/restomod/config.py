@@ -57,6 +57,18 @@ class ModelConfig:
     attention_dropout: float = 0.1
     """Dropout probability on the output of the attention block (paper, table 3)."""
 
+    @property
+    def head_size(self) -> int:
+        """Channels of a head."""
+        return self.hidden_size // self.heads
+
+    @property
+    def rope_channels(self) -> int:
+        """Channels of a head that RoPE turns: an even number, 0 under ALiBi."""
+        return (
+            0 if self.positions == "alibi" else 2 * round(self.head_size * self.rope_fraction / 2)
+        )
+
 
 @dataclass
 class ComputeConfig:

@@ -307,7 +307,7 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     require(model.rope_base_local > 0, "model.rope_base_local", "must be positive")
     require(
         0 < model.rope_fraction <= 1
-        and round(model.hidden_size * model.rope_fraction / max(2 * model.heads, 1)) > 0,
+        and (model.heads <= 0 or model.positions == "alibi" or model.rope_channels > 0),
         "model.rope_fraction",
         f"{model.rope_fraction}: must lie in (0, 1] and turn two channels of a head at least",
     )

@@ -324,11 +324,11 @@ def _rope_bases(folder: Path, fields: dict[str, Any]) -> tuple[float, float]:
         whole = base("global_rope_theta", fields.get("global_rope_theta", 160_000.0))
         local = fields.get("local_rope_theta", 10_000.0)
         return whole, whole if local is None else base("local_rope_theta", local)
+    plain = {"rope_type": "default", "rope_theta": None, "partial_rotary_factor": 1.0}  # None: any
     bases = []
     kinds = {"full_attention": "global_rope_theta", "sliding_attention": "local_rope_theta"}
     for kind, old_name in kinds.items():
         entry = parameters.get(kind) if isinstance(parameters, dict) else None
-        plain = {"rope_type": "default", "rope_theta": None, "partial_rotary_factor": 1.0}
         if not isinstance(entry, dict) or any(
             name not in plain or plain[name] not in (None, value) for name, value in entry.items()
         ):

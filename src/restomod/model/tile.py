@@ -42,7 +42,7 @@ def tile(
     for name, size in sizes.items():
         if size < getattr(old, name):
             raise UserError(f"{name} {size} is less than the smaller model's {getattr(old, name)}")
-    head_size = old.hidden_size // old.heads
+    head_size = old.head_size
     if sizes["hidden_size"] % head_size:
         raise UserError(
             f"hidden_size {sizes['hidden_size']} is no whole number of heads of {head_size}, the "
@@ -104,6 +104,5 @@ def _tile(
 
 def _heads(config: EncoderConfig, old: EncoderConfig) -> Tensor:
     """Return int64 [hidden]: old channels of the new heads' channels."""
-    head_size = old.hidden_size // old.heads
     heads = wrap(old.heads, config.heads)
-    return (heads[:, None] * head_size + torch.arange(head_size)).flatten()
+    return (heads[:, None] * old.head_size + torch.arange(old.head_size)).flatten()

@@ -171,8 +171,7 @@ def check_compute(recipe: Recipe, device: str) -> None:
     here."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     alibi = recipe.model.positions == "alibi"
-    head_size = recipe.model.hidden_size // recipe.model.heads
-    choose_backend(recipe.compute.attention, device, dtype, alibi, head_size)
+    choose_backend(recipe.compute.attention, device, dtype, alibi, recipe.model.head_size)
     if compiles(recipe.compute, device):
         check_compiler(device)
 
@@ -181,11 +180,12 @@ def build_model(recipe: Recipe, phase: PhaseConfig, sources: Sources) -> MaskedL
     """Return the recipe's model with its initial weights, on the CPU."""
     config = encoder_config(recipe, phase, sources.tokenizer)
     source = load_model(recipe.init.weights) if recipe.init.weights else None
-    if source and source.config.vocab_size >= sources.tokenizer.size:
-        config.vocab_size = source.config.vocab_size  # which may be padded otherwise than ours
+    if source:
+        if source.config.vocab_size >= sources.tokenizer.size:
+            config.vocab_size = source.config.vocab_size  # which may be padded otherwise than ours
+        _check_shape(source.config, config, recipe.init.weights)
     model = MaskedLM(config)
     if source:
-        _check_shape(source.config, config, recipe.init.weights)
         model.load_state_dict(source.state_dict())
     else:
         initialize(model, recipe.seed)

@@ -19,7 +19,6 @@ from restomod.model.attention import (
     plan_attention,
 )
 from restomod.model.attention.cpu import BLOCK, block_mask
-from restomod.model.attention.plan import rope_channels
 from restomod.model.config import EncoderConfig
 from restomod.model.rope import rope_tables, rotate, rotate_into
 
@@ -226,7 +225,7 @@ def test_alibi_slopes_are_the_papers() -> None:
 
 @pytest.mark.parametrize(("fraction", "channels"), [(1.0, 8), (0.5, 4), (0.25, 2), (0.01, 0)])
 def test_rope_turns_the_asked_share_of_channels(fraction: float, channels: int) -> None:
-    assert rope_channels(make_config(rope_fraction=fraction)) == channels
+    assert make_config(rope_fraction=fraction).rope_channels == channels
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.5])

@@ -117,22 +117,26 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+def compile_with(backend: object, model: MaskedLM, patch: pytest.MonkeyPatch) -> None:
+    """Do as `compile_model` does, with another backend than one that takes a minute."""
+    native = nn.Module.compile
+    patch.setattr(
+        nn.Module, "compile", lambda self, **options: native(self, backend=backend, **options)
+    )
+    patch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    compilation.compile_model(model, "cpu", Path("unused"))
+
+
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("keep", [None, "products"])
 def test_compiled_layers_train_alike_and_are_compiled_once(
     keep: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `compile_model` does, with a backend that counts instead of a C++ compiler's minute."""
     plain, compiled = build().train(), build().train()
     for model in (plain, compiled):
         model.compute_as(ComputeConfig(recompute_every=2 if keep else 0, recompute_keep=keep or ""))
     backend = CompileCounterWithBackend("aot_eager")
-    native = nn.Module.compile
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda self, **options: native(self, backend=backend, **options)
-    )
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
-    compilation.compile_model(compiled, "cpu", compilation.Path("unused"))
+    compile_with(backend, compiled, monkeypatch)
     counts = []
     for n in range(4):
         packed = batch([[30, 20], [64]] if n % 2 else [[1, 1, 40], [9]], first_row=2 * n)
@@ -153,16 +157,9 @@ def test_compiled_layers_train_alike_and_are_compiled_once(
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-def test_every_phase_may_have_shapes_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    native = nn.Module.compile
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda self, **options: native(self, backend="eager", **options)
-    )
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+def test_every_phase_may_have_shapes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     plain, compiled = build().train(), build().train()
-    compilation.compile_model(compiled, "cpu", tmp_path)
+    compile_with("eager", compiled, monkeypatch)
     for length in (64, 48, 32, 24, 20):
         packed = batch([[length], [length]]) | {"max_seqlen": length}
         torch.testing.assert_close(step(compiled, packed)[0], step(plain, packed)[0])

@@ -46,22 +46,20 @@ def plan_attention(
     Raises UserError if that kernel cannot be used.
     """
     alibi = config.positions == "alibi"
-    turned = 0 if alibi else rope_channels(config)
     # A whole number of float32 angles either way; half precision would lose long positions.
     table_dtype = dtype if dtype == torch.float64 else torch.float32
     half = config.local_window // 2
     reach_local = (half, 0 if config.causal else half)
     slopes = _slopes_on(config.heads, position_ids.device) if alibi else None
-    head_size = config.hidden_size // config.heads
-    backend = choose_backend(asked, position_ids.device.type, dtype, alibi, head_size)
+    backend = choose_backend(asked, position_ids.device.type, dtype, alibi, config.head_size)
     mask = None
     if backend == "cpu" and config.global_every > 1 and config.layers > 1:
         tokens = position_ids.shape[0]
         mask = block_mask(cu_seqlens, tokens, *reach_local, slopes, dtype)
     return AttentionPlan(
         cu_seqlens,
-        rope_tables(position_ids, turned, config.rope_base_global, table_dtype),
-        rope_tables(position_ids, turned, config.rope_base_local, table_dtype),
+        rope_tables(position_ids, config.rope_channels, config.rope_base_global, table_dtype),
+        rope_tables(position_ids, config.rope_channels, config.rope_base_local, table_dtype),
         mask,
         slopes,
         max_seqlen,
@@ -76,11 +74,6 @@ def plan_attention(
 def _slopes_on(heads: int, device: torch.device) -> Tensor:
     """Copy the slopes to a device once: a copy from the host waits for it."""
     return alibi_slopes(heads).to(device)
-
-
-def rope_channels(config: EncoderConfig) -> int:
-    """Return R, the channels of a head that RoPE turns: an even number."""
-    return 2 * round(config.hidden_size // config.heads * config.rope_fraction / 2)
 
 
 def alibi_slopes(heads: int) -> Tensor:
