@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import re
-import typing
 from pathlib import Path
 from typing import Any
 
 from restomod.config import DataConfig, PhaseConfig, Recipe, parse_slots
 from restomod.errors import UserError
+from restomod.strict import load_strict
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -27,33 +26,9 @@ def load_recipe(paths: list[str | Path], overrides: list[str] | None = None) -> 
     Raises UserError listing every unknown key, wrong type and impossible combination found. What
     depends on the world size is checked by `check_world`, what depends on files by `open_sources`.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     if not paths:
         raise UserError("a recipe is needed: train.py RECIPE.yaml [MORE.yaml ...] [key=value ...]")
-    places: dict[str, str] = {}
-    merged: Any = OmegaConf.create({})
-    for path in paths:
-        tree = _read_yaml(Path(path), places)
-        merged = OmegaConf.merge(merged, tree)
-    try:
-        for override in overrides or []:
-            _override(merged, override, places)
-        plain = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        raise UserError(f"the recipe does not resolve: {str(error).splitlines()[0]}") from error
-    problems: list[str] = []
-    _check_type(plain, Recipe, "", places, problems)
-    if problems:
-        raise UserError("\n".join(problems))
-    recipe: Recipe = OmegaConf.to_object(  # type: ignore[assignment]
-        OmegaConf.merge(OmegaConf.structured(Recipe), OmegaConf.create(plain))
-    )
-    problems = [f"{_place(key, places)}{key}: {problem}" for key, problem in _impossible(recipe)]
-    if problems:
-        raise UserError("\n".join(problems))
-    return recipe
+    return load_strict(paths, overrides or [], Recipe, _impossible)
 
 
 def check_world(recipe: Recipe, world_size: int) -> None:
@@ -112,165 +87,6 @@ def _nearest(value: int, choices: list[int]) -> list[int]:
 
 def _either(values: list[int]) -> str:
     return " or ".join(str(v) for v in values)
-
-
-def _read_yaml(path: Path, places: dict[str, str]) -> Any:
-    """Parse one YAML file; note in `places` the file and line of every key."""
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None and not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}:1: a recipe is a mapping of keys to values")
-        tree = OmegaConf.load(path)
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{where}: is not valid YAML: {reason}") from error
-    _note_places(node, "", str(path), places)
-    return tree
-
-
-def _note_places(node: Any, prefix: str, path: str, places: dict[str, str]) -> None:
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            dotted = f"{prefix}.{key.value}" if prefix else str(key.value)
-            places[dotted] = f"{path}:{key.start_mark.line + 1}"
-            _note_places(value, dotted, path, places)
-    elif isinstance(node, yaml.SequenceNode):
-        for n, value in enumerate(node.value):
-            places[f"{prefix}.{n}"] = f"{path}:{value.start_mark.line + 1}"
-            _note_places(value, f"{prefix}.{n}", path, places)
-
-
-def _override(merged: Any, override: str, places: dict[str, str]) -> None:
-    """Apply one `key=value`; phases are addressed by name or by number."""
-    import yaml
-    from omegaconf import OmegaConf
-
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"command line: `{override}` is not an override; write key=value")
-    parts = key.split(".")
-    if parts[0] == "phases" and len(parts) > 1:
-        phases = merged.get("phases") or []
-        names = [str(phase.get("name", "")) for phase in phases]
-        if parts[1] in names:
-            parts[1] = str(names.index(parts[1]))
-        elif not parts[1].isdigit() or int(parts[1]) >= len(names):
-            raise UserError(f"command line: `{key}`: no phase {parts[1]}; there is {names}")
-    try:
-        value = OmegaConf.from_dotlist([f"value={text}"])["value"] if text else ""
-    except yaml.YAMLError as error:
-        raise UserError(f"command line: `{override}`: the value is not valid YAML") from error
-    OmegaConf.update(merged, ".".join(parts), value, force_add=True)
-    places[".".join(parts)] = "command line"
-
-
-def _place(key: str, places: dict[str, str]) -> str:
-    """Return `FILE:LINE: ` of a key, or of the nearest of its parents that was written."""
-    parts = key.split(".")
-    while parts:
-        if ".".join(parts) in places:
-            return places[".".join(parts)] + ": "
-        parts.pop()
-    return ""
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "mapping", list: "list", str: "text", bool: "true/false", type(None): "nothing"}
-    return names.get(type(value), "whole number" if isinstance(value, int) else "number")
-
-
-def _check_type(
-    value: Any, kind: Any, key: str, places: dict[str, str], problems: list[str]
-) -> None:
-    """Append to `problems` what in `value` does not fit the annotation `kind`."""
-
-    def wrong(expected: str) -> None:
-        problems.append(
-            f"{_place(key, places)}{key}: {value!r} is {_kind(value)}, {expected} is expected"
-        )
-
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            return wrong("a mapping")
-        hints = typing.get_type_hints(kind)
-        for name, item in value.items():
-            path = f"{key}.{name}" if key else str(name)
-            if name not in hints:
-                problems.append(_unknown(str(name), item, path, hints, places))
-            else:
-                _check_type(item, hints[name], path, places, problems)
-        for option in dataclasses.fields(kind):
-            choices, chosen = option.metadata.get("choices"), value.get(option.name)
-            if choices and isinstance(chosen, str) and chosen not in choices:
-                path = f"{key}.{option.name}" if key else option.name
-                problems.append(
-                    f"{_place(path, places)}{path}: {chosen!r} is not one of {', '.join(choices)}"
-                )
-    elif origin is dict:
-        if not isinstance(value, dict):
-            return wrong("a mapping")
-        for name, item in value.items():
-            _check_type(item, typing.get_args(kind)[1], f"{key}.{name}", places, problems)
-    elif origin is list:
-        if not isinstance(value, list):
-            return wrong("a list")
-        for n, item in enumerate(value):
-            _check_type(item, typing.get_args(kind)[0], f"{key}.{n}", places, problems)
-    elif kind is bool:
-        if not isinstance(value, bool):
-            wrong("true or false")
-    elif kind is int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            wrong("a whole number")
-    elif kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            wrong("a number")
-        elif not math.isfinite(value):
-            wrong("a finite number")
-    elif kind is str and (isinstance(value, bool) or not isinstance(value, str | int | float)):
-        wrong("text")
-
-
-def _unknown(
-    name: str, value: Any, path: str, hints: dict[str, Any], places: dict[str, str]
-) -> str:
-    """Return the message for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-    everywhere = {known.rsplit(".", 1)[-1]: known for known in _known_keys(Recipe)}
-    parent = path.rpartition(".")[0]
-    if near:
-        hint = f"did you mean `{parent + '.' if parent else ''}{near[0]}`?"
-    elif name in everywhere:
-        hint = f"did you mean `{everywhere[name]}`?"
-    else:
-        hint = f"valid keys here: {', '.join(hints)}"
-    return f"{_place(path, places)}{path}: unknown key (value {value!r}); {hint}"
-
-
-def _known_keys(kind: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for name, hint in typing.get_type_hints(kind).items():
-        inner = [a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)]
-        keys.append(prefix + name)
-        for item in inner:
-            middle = "" if item is hint else ("NAME." if typing.get_origin(hint) is dict else "0.")
-            keys += _known_keys(item, f"{prefix}{name}.{middle}")
-    return keys
 
 
 def _impossible(recipe: Recipe) -> list[tuple[str, str]]:

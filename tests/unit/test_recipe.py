@@ -87,7 +87,7 @@ def test_overrides_win_and_later_files_win(good, tmp_path):
         ("phases.0.row_tokens=100", "phases.0.row_tokens: 100 is less than sequence_length 1024"),
         ("phases.0.schedule.warmup=1B", "phases.0.schedule: warmup 1B and decay 0 exceed 100M"),
         ("phases.0.mask.rate=1.0", "phases.0.mask.rate: 1.0: must lie in (0, 1)"),
-        ("phases.later.slots=1", "no phase later; there is ['pretrain']"),
+        ("phases.later.slots=1", "phases holds no later; there is ['pretrain']"),
         ("model.heads=7", "7 heads do not cut hidden_size 768 into even head sizes"),
         ("model.local_window=127", "model.local_window: 127: must be even"),
         ("run_name=../up", "run_name: '../up': use letters"),

@@ -1,0 +1,222 @@
+"""Strict loading of YAML into dataclasses: the schema is the dataclass.
+
+In: YAML files, `key=value` overrides, a dataclass. Out: an instance of it, every key and type of
+which has been checked, or a `UserError` that lists what is wrong, with file, line and the nearest
+valid key. Which combinations make sense is the caller's to check (`restomod.recipe` and the data
+preparation do).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from restomod.errors import UserError
+
+Schema = TypeVar("Schema")
+Places = dict[str, str]
+"""`FILE:LINE` of every key that was written."""
+
+
+def load_strict(
+    paths: list[str | Path],
+    overrides: list[str],
+    schema: type[Schema],
+    impossible: Callable[[Schema], list[tuple[str, str]]],
+) -> Schema:
+    """Read a `schema` from YAML files (later ones win) and `key=value` overrides.
+
+    `impossible` returns (key, reason) for values and combinations that cannot work. Raises
+    UserError listing every unknown key and wrong type, or else everything impossible.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    places: Places = {}
+    merged: Any = OmegaConf.create({})
+    for path in paths:
+        tree = _read_yaml(Path(path), places)
+        merged = OmegaConf.merge(merged, tree)
+    try:
+        for override in overrides:
+            _override(merged, override, places)
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"the recipe does not resolve: {str(error).splitlines()[0]}") from error
+    problems: list[str] = []
+    _check_type(plain, schema, "", places, schema, problems)
+    if problems:
+        raise UserError("\n".join(problems))
+    loaded: Schema = OmegaConf.to_object(  # type: ignore[assignment]
+        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(plain))
+    )
+    problems = [f"{place(key, places)}{key}: {problem}" for key, problem in impossible(loaded)]
+    if problems:
+        raise UserError("\n".join(problems))
+    return loaded
+
+
+def _read_yaml(path: Path, places: Places) -> Any:
+    """Parse one YAML file; note in `places` the file and line of every key."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None and not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{path}:1: a recipe is a mapping of keys to values")
+        tree = OmegaConf.load(path)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}{where}: is not valid YAML: {reason}") from error
+    _note_places(node, "", str(path), places)
+    return tree
+
+
+def _note_places(node: Any, prefix: str, path: str, places: Places) -> None:
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            dotted = f"{prefix}.{key.value}" if prefix else str(key.value)
+            places[dotted] = f"{path}:{key.start_mark.line + 1}"
+            _note_places(value, dotted, path, places)
+    elif isinstance(node, yaml.SequenceNode):
+        for n, value in enumerate(node.value):
+            places[f"{prefix}.{n}"] = f"{path}:{value.start_mark.line + 1}"
+            _note_places(value, f"{prefix}.{n}", path, places)
+
+
+def _override(merged: Any, override: str, places: Places) -> None:
+    """Apply one `key=value`; items of a list of named mappings are addressed by name or number."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"command line: `{override}` is not an override; write key=value")
+    parts = key.split(".")
+    items = merged.get(parts[0])
+    if OmegaConf.is_list(items) and len(parts) > 1:
+        names = [str(item.get("name", "")) if OmegaConf.is_dict(item) else "" for item in items]
+        if parts[1] in names:
+            parts[1] = str(names.index(parts[1]))
+        elif not parts[1].isdigit() or int(parts[1]) >= len(names):
+            raise UserError(
+                f"command line: `{key}`: {parts[0]} holds no {parts[1]}; there is {names}"
+            )
+    try:
+        value = OmegaConf.from_dotlist([f"value={text}"])["value"] if text else ""
+    except yaml.YAMLError as error:
+        raise UserError(f"command line: `{override}`: the value is not valid YAML") from error
+    OmegaConf.update(merged, ".".join(parts), value, force_add=True)
+    places[".".join(parts)] = "command line"
+
+
+def place(key: str, places: Places) -> str:
+    """Return `FILE:LINE: ` of a key, or of the nearest of its parents that was written."""
+    parts = key.split(".")
+    while parts:
+        if ".".join(parts) in places:
+            return places[".".join(parts)] + ": "
+        parts.pop()
+    return ""
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "mapping", list: "list", str: "text", bool: "true/false", type(None): "nothing"}
+    return names.get(type(value), "whole number" if isinstance(value, int) else "number")
+
+
+def _check_type(
+    value: Any, kind: Any, key: str, places: Places, schema: type, problems: list[str]
+) -> None:
+    """Append to `problems` what in `value` does not fit the annotation `kind`."""
+
+    def wrong(expected: str) -> None:
+        problems.append(
+            f"{place(key, places)}{key}: {value!r} is {_kind(value)}, {expected} is expected"
+        )
+
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            return wrong("a mapping")
+        hints = typing.get_type_hints(kind)
+        for name, item in value.items():
+            path = f"{key}.{name}" if key else str(name)
+            if name not in hints:
+                problems.append(_unknown(str(name), item, path, hints, places, schema))
+            else:
+                _check_type(item, hints[name], path, places, schema, problems)
+        for option in dataclasses.fields(kind):
+            choices, chosen = option.metadata.get("choices"), value.get(option.name)
+            if choices and isinstance(chosen, str) and chosen not in choices:
+                path = f"{key}.{option.name}" if key else option.name
+                problems.append(
+                    f"{place(path, places)}{path}: {chosen!r} is not one of {', '.join(choices)}"
+                )
+    elif origin is dict:
+        if not isinstance(value, dict):
+            return wrong("a mapping")
+        for name, item in value.items():
+            _check_type(item, typing.get_args(kind)[1], f"{key}.{name}", places, schema, problems)
+    elif origin is list:
+        if not isinstance(value, list):
+            return wrong("a list")
+        for n, item in enumerate(value):
+            _check_type(item, typing.get_args(kind)[0], f"{key}.{n}", places, schema, problems)
+    elif kind is bool:
+        if not isinstance(value, bool):
+            wrong("true or false")
+    elif kind is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            wrong("a whole number")
+    elif kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            wrong("a number")
+        elif not math.isfinite(value):
+            wrong("a finite number")
+    elif kind is str and (isinstance(value, bool) or not isinstance(value, str | int | float)):
+        wrong("text")
+
+
+def _unknown(
+    name: str, value: Any, path: str, hints: dict[str, Any], places: Places, schema: type
+) -> str:
+    """Return the message for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+    everywhere = {known.rsplit(".", 1)[-1]: known for known in _known_keys(schema)}
+    parent = path.rpartition(".")[0]
+    if near:
+        hint = f"did you mean `{parent + '.' if parent else ''}{near[0]}`?"
+    elif name in everywhere:
+        hint = f"did you mean `{everywhere[name]}`?"
+    else:
+        hint = f"valid keys here: {', '.join(hints)}"
+    return f"{place(path, places)}{path}: unknown key (value {value!r}); {hint}"
+
+
+def _known_keys(kind: Any, prefix: str = "") -> list[str]:
+    keys = []
+    for name, hint in typing.get_type_hints(kind).items():
+        inner = [a for a in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(a)]
+        keys.append(prefix + name)
+        for item in inner:
+            middle = "" if item is hint else ("NAME." if typing.get_origin(hint) is dict else "0.")
+            keys += _known_keys(item, f"{prefix}{name}.{middle}")
+    return keys
