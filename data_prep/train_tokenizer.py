@@ -23,6 +23,7 @@ import readers
 import stage
 
 from restomod.errors import UserError
+from restomod.prepare.sampling import sample_evenly
 
 if TYPE_CHECKING:
     import tokenizers
@@ -53,32 +54,6 @@ def check_vocab_size(size: int) -> None:
             f"--vocab-size {size}: not a multiple of {VOCAB_MULTIPLE}, which matrix products want; "
             f"use {below} or {below + VOCAB_MULTIPLE}"
         )
-
-
-def sample_evenly(documents: Iterable[str], budget_bytes: int) -> list[str]:
-    """Return every n-th document, so that they come to about `budget_bytes` and never above it by
-    more than one document. One pass; memory stays below twice the budget and a document."""
-    kept: list[tuple[int, str]] = []
-    stride, total = 1, 0
-    for number, document in enumerate(documents):
-        if number % stride:
-            continue
-        size = len(document.encode())
-        kept.append((size, document))
-        total += size
-        while total > 2 * budget_bytes and len(kept) > 1:
-            kept = kept[::2]
-            stride *= 2
-            total = sum(size for size, _ in kept)
-    if total <= budget_bytes:
-        return [document for _, document in kept]
-    chosen, seen, taken = [], 0, 0
-    for size, document in kept:
-        seen += size
-        if taken * total <= budget_bytes * (seen - size):
-            chosen.append(document)
-            taken += size
-    return chosen
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
