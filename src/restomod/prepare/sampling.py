@@ -61,19 +61,16 @@ def sample_by_shares(
         kept[name] = sample_evenly(documents, round(limit))
         sizes[name] = sum(len(text.encode()) for text in kept[name])
 
-    def trim(limits: Mapping[str, float]) -> None:
-        for name in kept:
-            # A document may stand over the limit, and taking it away again would leave a gap.
-            if sizes[name] > limits[name] + max((len(t.encode()) for t in kept[name]), default=0):
-                keep(name, kept[name], limits[name])
-
     for name in sorted(sources):
-        if shares[name] > 0:
-            # What is read later can only lower the limits: so nothing that is needed is dropped.
-            limits = allot({**sizes, name: math.inf}, shares, budget_bytes)
-            trim(limits)
-            keep(name, sources[name], limits[name])
-    trim(allot(sizes, shares, budget_bytes))
+        if shares[name] == 0:
+            continue
+        keep(name, sources[name], allot({**sizes, name: math.inf}, shares, budget_bytes)[name])
+        # Sources that are still to be read can only lower these limits, so nothing is dropped
+        # that would be wanted again.
+        for other, limit in allot(sizes, shares, budget_bytes).items():
+            largest = max((len(text.encode()) for text in kept[other]), default=0)
+            if sizes[other] > limit + largest:  # less is a document over, which may stand
+                keep(other, kept[other], limit)
     return {name: kept.get(name, []) for name in sources}
 
 
