@@ -13,7 +13,7 @@ def test_words_are_lower_case_without_punctuation_in_every_script():
     ]  # fmt: skip
     assert words("हिन्दी में लिखा") == ["हिन्दी", "में", "लिखा"]
     assert words("日本語です OK") == ["日", "本", "語", "で", "す", "ok"]
-    assert words("Ｆｕｌｌ ｗｉｄｔｈ") == ["full", "width"]
+    assert words("\uff26\uff55\uff4c\uff4c, \ufb01ne") == ["full", "fine"]
     assert words("e\u0301te\u0301") == words("\u00e9t\u00e9")
     assert words("") == words(" .,;\n") == []
 
