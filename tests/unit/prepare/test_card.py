@@ -185,7 +185,7 @@ def test_it_shows_every_part_of_a_full_manifest(tmp_path):
         "50,368 tokens",
         "repeats wiki.jsonl:3",
         "Prepared 2026-01-02",
-        "62 min",
+        "1 h 02 min",
     ):
         assert said in page.text
     assert page.notices == ["No licence is named for: stdlib."]
