@@ -154,8 +154,8 @@ class NgramIndex:
                 continue
             if covered is None:
                 covered = np.zeros(len(found) + 1, np.int64)
-            np.add.at(covered, starts, 1)
-            np.add.at(covered, starts + n, -1)
+            covered[starts] += 1
+            covered[starts + n] -= 1
             here = (int(starts[0]), n, int(self.set_of[places[0]]))
             first = here if first is None else min(first, here)
         if covered is None or first is None:

@@ -110,6 +110,13 @@ def test_a_large_index_finds_every_text_of_its_own_and_no_other():
         assert (found.share, found.evaluation_set) == expected
 
 
+def test_a_hash_beyond_the_last_of_the_index_is_not_found():
+    index = NgramIndex.build({"quiz": [QUESTION]}, CONFIG)
+    beyond = index.hashes[-1:] + np.uint64(1)
+    starts, _ = index._find(np.concatenate([beyond, index.hashes]))
+    assert starts.tolist() == [1, 2, 3]
+
+
 def test_a_saved_index_is_mapped_and_answers_as_before(tmp_path):
     index = NgramIndex.build({"quiz": [QUESTION], "ü": [" ".join(numbered("o", 40))]}, CONFIG)
     folder = tmp_path / "made" / "index"

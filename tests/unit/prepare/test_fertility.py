@@ -52,7 +52,7 @@ def test_a_foreign_domain_costs_more_and_falls_back_to_pieces_of_characters(engl
     measured = measure({"english": english}, domains)
     prose, hanzi, lost = (measured[name]["english"] for name in domains)
     assert prose.tokens_per_word < 2
-    assert hanzi.words == 50
+    assert (hanzi.words, hanzi.text_bytes) == (50, 150)
     assert hanzi.tokens_per_word == 3.0
     assert hanzi.piece_share == 1.0
     assert lost.piece_tokens == 3

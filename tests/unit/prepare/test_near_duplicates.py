@@ -191,7 +191,15 @@ def test_the_limit_of_open_files_is_raised_for_the_step_and_then_restored(tmp_pa
 
 
 def test_nothing_is_said_on_the_way(tmp_path, corpus, capfd):
-    run(tmp_path / "work", [corpus[0][:5]])
+    from loguru import logger
+
+    logged = []
+    sink = logger.add(logged.append)
+    try:
+        run(tmp_path / "work", [corpus[0][:5]])
+    finally:
+        logger.remove(sink)
+    assert logged == []
     assert capfd.readouterr() == ("", "")
 
 
