@@ -33,6 +33,8 @@ class ContaminationConfig:
 
     against: list[str] = field(default_factory=list)
     """Files or folders with evaluation texts, an evaluation set each; none switches it off."""
+    text_fields: list[str] = field(default_factory=lambda: ["text"])
+    """Fields of the evaluation sets' records; each is a text of its own, and may be missing."""
     ngram: int = 13
     """Words in a row that count as a copy."""
     shortest_words: int = 8
@@ -46,6 +48,8 @@ class ContaminationConfig:
 def impossible(config: ContaminationConfig) -> list[tuple[str, str]]:
     """Return (key, reason) for values that cannot work, as `load_strict` asks for."""
     problems = []
+    if not config.text_fields:
+        problems.append(("text_fields", "name at least one field"))
     if not 1 <= config.ngram <= 1000:
         problems.append(("ngram", f"{config.ngram} is outside 1 to 1000"))
     if not 1 <= config.shortest_words <= config.ngram:

@@ -68,6 +68,8 @@ class Fertility:
             "text_bytes": self.text_bytes,
             "words": self.words,
             "tokens": self.tokens,
+            "unknown_tokens": self.unknown_tokens,
+            "piece_tokens": self.piece_tokens,
             "tokens_per_word": self.tokens_per_word,
             "bytes_per_token": self.bytes_per_token,
             "unknown_share": self.unknown_share,
