@@ -157,6 +157,9 @@ EXTRA_STYLE = """
 .plot .column { fill: var(--accent); }
 table.text th, table.text td { text-align: left; vertical-align: top; }
 table.text td { white-space: normal; overflow-wrap: anywhere; }
+table.names2 :is(th, td):nth-child(-n+2) { text-align: left; }
+table.names3 :is(th, td):nth-child(-n+3) { text-align: left; }
+.scroll + .scroll, .where + .scroll { margin-top: 1.25rem; }
 article h3 { margin-bottom: .4rem; overflow-wrap: anywhere; }
 """
 

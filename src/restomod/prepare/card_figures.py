@@ -6,6 +6,7 @@ In: the manifest, or counts by length. Out: HTML strings. Scales, ticks and numb
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -13,48 +14,50 @@ from restomod.prepare.card_values import Manifest, by_domain, counts_of
 from restomod.tools.charts import si, tick_labels, y_scale
 
 SHOWN_HISTOGRAMS = 12
+MOST_DIGITS = 12
+"""Of a length; what has more is no length."""
 MOST_LABELS = 8
 """Labels of the horizontal axis, so that they do not meet on a phone."""
 
 
 def lengths(manifest: Manifest) -> str:
-    """Draw the histogram of lengths of every domain."""
-    grouped = by_domain(manifest)
-    histograms = {
-        name: merged
-        for name, sources in grouped.items()
-        if (merged := _histogram(sources))
-    }  # fmt: skip
-    if not histograms:
+    """Draw the histogram of lengths of every domain, all over the same lengths."""
+    found = {name: _histogram(sources) for name, sources in by_domain(manifest).items()}
+    domains = {name: counts for name, counts in found.items() if counts}
+    if not domains:
         return ""
-    largest = sorted(histograms, key=lambda name: (-sum(histograms[name].values()), name))
-    shown = {name: histograms[name] for name in largest[:SHOWN_HISTOGRAMS]}
-    if len(histograms) > 1:
-        everything = _histogram([source for sources in grouped.values() for source in sources])
-        shown = {"all domains": everything, **shown}
+    everything: Counter[int] = Counter()
+    for counts in domains.values():
+        everything.update(counts)
+    powers = range(min(everything).bit_length() - 1, max(everything).bit_length())
+    largest = sorted(domains, key=lambda name: (-domains[name].total(), name))
+    shown = [(name, domains[name]) for name in largest[:SHOWN_HISTOGRAMS]]
+    if len(domains) > 1:
+        shown.insert(0, ("all domains", everything))
     some = ""
-    if len(histograms) > SHOWN_HISTOGRAMS:
-        some = f" The {SHOWN_HISTOGRAMS} largest of {len(histograms)} domains."
+    if len(domains) > SHOWN_HISTOGRAMS:
+        some = f" The {SHOWN_HISTOGRAMS} largest of {len(domains)} domains."
     note = f"Documents by tokens; each column reaches from its number to the next.{some}"
     figures = "".join(
-        columns(f"length-{place}", name, "documents", counts)
-        for place, (name, counts) in enumerate(shown.items())
+        columns(
+            f"length-{place}",
+            name,
+            "documents",
+            {1 << power: counts[1 << power] for power in powers},
+        )
+        for place, (name, counts) in enumerate(shown)
     )
     return f'<p class="note">{note}</p><div class="charts">{figures}</div>'
 
 
-def _histogram(sources: Sequence[Manifest]) -> dict[int, float]:
-    """Add histograms of lengths, and fill the gaps, so that the axis is one of powers of two."""
-    found: dict[int, float] = {}
+def _histogram(sources: Sequence[Manifest]) -> Counter[int]:
+    """Add the sources' histograms; lengths are rounded down to powers of two."""
+    found: Counter[int] = Counter()
     for source in sources:
         for key, count in counts_of(source, "length_histogram").items():
-            if key.isdecimal() and int(key) >= 1 and count > 0:
-                length = 1 << (int(key).bit_length() - 1)
-                found[length] = found.get(length, 0.0) + count
-    if not found:
-        return {}
-    powers = range(min(found).bit_length() - 1, max(found).bit_length())
-    return {1 << power: found.get(1 << power, 0.0) for power in powers}
+            if key.isdecimal() and len(key) <= MOST_DIGITS and int(key) >= 1 and count > 0:
+                found[1 << (int(key).bit_length() - 1)] += round(count)
+    return found
 
 
 def columns(name: str, title: str, unit: str, counts: Mapping[int, float]) -> str:

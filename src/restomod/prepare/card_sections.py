@@ -161,7 +161,7 @@ def sources(manifest: Manifest) -> str:
     of = "tokens" if measure == "tokens" else "text"
     head = ["source", "domain", "documents", "tokens", "text", f"share of {of}"]
     origin = ["source", "licence", "from", "description"]
-    return table(head, counted, "Size of the sources", "wide") + table(
+    return table(head, counted, "Size of the sources", "wide names2") + table(
         origin, described, "Origin of the sources", "wide text"
     )
 
@@ -205,7 +205,7 @@ def stages(manifest: Manifest) -> str:
     head = ["stage", "documents in", "dropped", "documents out", "of all read", "text out", "time"]
     shown = table(head, rows, "Documents that passed each stage", "wide")
     head = ["stage", "", "reason", "documents", "of those that came in"]
-    return shown + (table(head, reasons, "Reasons by stage", "wide") if reasons else "")
+    return shown + (table(head, reasons, "Reasons by stage", "wide names3") if reasons else "")
 
 
 def tokenizer(manifest: Manifest) -> str:
@@ -238,7 +238,7 @@ def tokenizer(manifest: Manifest) -> str:
             )
     head = ["domain", "tokenizer", "words sampled", "tokens per word", "bytes per token"]
     head += ["unknown tokens", "pieces of characters"]
-    shown = table(head, rows, "Fertility by domain", "wide") if rows else ""
+    shown = table(head, rows, "Fertility by domain", "wide names2") if rows else ""
     return (f'<dl class="where">{listed}</dl>' if listed else "") + shown
 
 
@@ -270,4 +270,4 @@ def versions(manifest: Manifest) -> str:
     if not isinstance(named, Mapping) or not named:
         return ""
     rows = [[escape(str(name)), escape(str(version))] for name, version in named.items()]
-    return table(["program or library", "version"], rows, "Versions")
+    return table(["program or library", "version"], rows, "Versions", "names2")
