@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def test_every_document_comes_out_once_whole_and_in_order(corpus, made, tmp_path
         splits = [split for split in ("train", "heldout") if (made / source / split).is_dir()]
         ids = {split: stored(made, source, split, tmp_path) for split in splits}
         wanted = [ids_.tolist() for ids_ in tokenizer.encode_batch(texts)]
-        assert sorted(sum(ids.values(), [])) == sorted(wanted)
+        assert sorted(chain(*ids.values())) == sorted(wanted)
         for of_split in ids.values():
             places = [wanted.index(document) for document in of_split]
             assert places == sorted(places)

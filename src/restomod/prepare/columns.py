@@ -43,6 +43,7 @@ def column_records(piece: Piece, reading: Reading) -> Iterator[Record]:
                 yield Record(0, reason=reason, detail=detail, records=max(1, rows()))
                 return
             for batch in batches(list(reading.text_fields)):
+                batch.validate()
                 columns = [_as_bytes(_column(batch, name)) for name in reading.text_fields]
                 for values in zip(*columns, strict=True):
                     row += 1
@@ -51,7 +52,8 @@ def column_records(piece: Piece, reading: Reading) -> Iterator[Record]:
         yield Record(0, reason=UNREADABLE_FILE, detail=error.strerror or str(error))
     except PermissionError as error:
         yield Record(0, reason=UNREADABLE_FILE, detail=error.strerror or str(error))
-    except (pa.ArrowException, OSError) as error:
+    # MemoryError: a damaged length, of which nothing that large can be allocated.
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         message = str(error).split("\n")[0][:200]
         detail = f"{message}; lost from row {row + 1} on"
         yield Record(0, reason=BROKEN_FILE, detail=detail)
@@ -151,11 +153,19 @@ def _column(batch: Any, name: str) -> Any:
 
 
 def _as_bytes(column: Any) -> list[bytes | None]:
+    """Return a column's values. A damaged Arrow file may hold lengths and places that do not exist;
+    unless they are looked for, reading them reads what is not the file's. Raises ArrowInvalid."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if pa.types.is_dictionary(column.type):
+        column.validate(full=True)
         column = column.dictionary_decode()
+    if pa.types.is_string(column.type):
+        column = column.view(pa.binary())  # invalid UTF-8 is the caller's to judge
+    elif pa.types.is_large_string(column.type):
+        column = column.view(pa.large_binary())
+    column.validate(full=True)
     return pc.cast(column, pa.large_binary()).to_pylist()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import socket
 import sys
 import threading
 import time
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 Task = tuple[Callable[..., dict[str, Any]], Job, str, int, tuple[Any, ...]]
 """Function, job, stage, the task's number, and its arguments."""
 LOG_EVERY_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
 QUEUED_PER_WORKER = 2
 """Tasks handed out per process; those are what a broken pool takes with it."""
 
@@ -203,13 +205,13 @@ class RayExecutor:
         from ray.exceptions import RayTaskError, WorkerCrashedError
 
         if not ray.is_initialized():
+            address = self._config.ray
             try:
-                ray.init(
-                    address=self._config.ray, log_to_driver=False, logging_level=logging.WARNING
-                )
-            except (ConnectionError, RuntimeError, ValueError) as error:
+                _check_reachable(address)
+                ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            except (OSError, RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"execution.ray: {self._config.ray}: no Ray cluster answers: {error}"
+                    f"execution.ray: {address}: no Ray cluster answers: {error}"
                 ) from error
         retries = self._config.attempts - 1
         remote = ray.remote(num_cpus=1, max_retries=retries)(perform)
@@ -230,3 +232,10 @@ class RayExecutor:
                 if isinstance(error.cause, UserError):
                     raise UserError(str(error.cause)) from error
                 raise
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at HOST:PORT, which Ray would wait minutes for."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
