@@ -233,8 +233,8 @@ def _impossible(recipe: Preparation) -> list[tuple[str, str]]:
     require(bool(recipe.out), "out", "is missing: the folder to write")
     require(
         "://" not in recipe.out or bool(recipe.work_dir),
-        "work_dir",
-        "is needed where out is remote: a folder for what is in between",
+        "out",
+        "is remote, which needs a work_dir: a folder for what is in between",
     )
     require("://" not in recipe.work_dir, "work_dir", "must be a folder of a file system")
     require(bool(recipe.sources), "sources", "is missing: name at least one")
