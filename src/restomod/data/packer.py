@@ -3,13 +3,13 @@
 Every row starts with the chunk that has waited longest, so that none waits for ever; then the
 longest chunk that still fits is added until none does. Equal lengths go by age. The next row is
 thus a function of the set of waiting chunks alone, which is what makes a packer's state canonical.
+Adding or taking a chunk costs the same whatever waits and however long rows are.
 `data/lanes.py` packs a lane's rows with it; `pack` is the same for arrays at hand.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -17,6 +17,10 @@ from typing import Generic, TypeVar
 import numpy as np
 
 Item = TypeVar("Item")
+
+WORD = 256
+"""Lengths that share an integer of the index: large enough that one look at the integer above
+finds the next used one, small enough that shifting it is cheap."""
 
 
 class Packer(Generic[Item]):
@@ -26,7 +30,12 @@ class Packer(Generic[Item]):
         self.tokens = 0
         """Tokens of all waiting chunks."""
         self._by_age: OrderedDict[int, tuple[int, Item]] = OrderedDict()
-        self._by_length: list[tuple[int, int]] = []
+        self._ages: dict[int, deque[int]] = {}
+        """Ages of the waiting chunks of each length, the oldest first; no length is empty."""
+        self._used: dict[int, int] = {}
+        """Word n has bit b set where chunks of length n x WORD + b wait; no word is zero."""
+        self._used_words = 0
+        """Bit n is set where word n is not zero."""
 
     def __len__(self) -> int:
         return len(self._by_age)
@@ -34,28 +43,29 @@ class Packer(Generic[Item]):
     def add(self, age: int, length: int, item: Item) -> None:
         """Add a chunk of `length` tokens; ages only grow."""
         self._by_age[age] = (length, item)
-        insort(self._by_length, (length, age))
         self.tokens += length
+        ages = self._ages.get(length)
+        if ages is not None:
+            ages.append(age)
+            return
+        self._ages[length] = deque((age,))
+        word, bit = divmod(length, WORD)
+        self._used[word] = self._used.get(word, 0) | 1 << bit
+        self._used_words |= 1 << word
 
     def row(self, row_tokens: int, documents: int) -> list[Item]:
         """Take the next row: at most `row_tokens` tokens in at most `documents` chunks.
 
         Empty when nothing waits.
         """
-        taken: list[Item] = []
-        room = row_tokens
-        by_length = self._by_length
-        while by_length and len(taken) < documents:
-            if not taken:
-                age, (length, _) = next(iter(self._by_age.items()))
-                n = bisect_left(by_length, (length, age))
-            else:
-                n = bisect_right(by_length, (room, 1 << 62))
-                if n == 0:
-                    break
-                n = bisect_left(by_length, (by_length[n - 1][0], -1))
-            length, age = by_length.pop(n)
-            taken.append(self._by_age.pop(age)[1])
+        if not self._by_age:
+            return []
+        oldest = next(iter(self._by_age))
+        length = self._by_age[oldest][0]
+        taken = [self._take(length)]
+        room = row_tokens - length
+        while len(taken) < documents and (length := self._longest(room)):
+            taken.append(self._take(length))
             room -= length
         self.tokens -= row_tokens - room
         return taken
@@ -63,6 +73,35 @@ class Packer(Generic[Item]):
     def waiting(self) -> Iterator[Item]:
         """Yield the waiting chunks, the oldest first."""
         return (item for _, item in self._by_age.values())
+
+    def _longest(self, room: int) -> int:
+        """Return the length of the longest waiting chunk that fits, 0 if none does."""
+        if room <= 0:
+            return 0
+        word, bit = divmod(room, WORD)
+        fitting = self._used.get(word, 0) & ((2 << bit) - 1)
+        if not fitting:
+            words = self._used_words & ((1 << word) - 1)
+            if not words:
+                return 0
+            word = words.bit_length() - 1
+            fitting = self._used[word]
+        return word * WORD + fitting.bit_length() - 1
+
+    def _take(self, length: int) -> Item:
+        """Take the oldest chunk of a length."""
+        ages = self._ages[length]
+        age = ages.popleft()
+        if not ages:
+            del self._ages[length]
+            word, bit = divmod(length, WORD)
+            left = self._used[word] ^ 1 << bit
+            if left:
+                self._used[word] = left
+            else:
+                del self._used[word]
+                self._used_words ^= 1 << word
+        return self._by_age.pop(age)[1]
 
 
 @dataclass

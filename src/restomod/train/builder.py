@@ -23,6 +23,7 @@ from composer.utils import dist
 from restomod.config import ModelConfig, PhaseConfig, Recipe
 from restomod.data.batch import Batch
 from restomod.data.loader import Loader
+from restomod.data.mixture import token_shares
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
@@ -37,16 +38,16 @@ from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 from restomod.recipe import save_recipe
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model
-from restomod.train.checkpoint import (
-    Checkpointing,
+from restomod.train.checkpoint import Checkpointing
+from restomod.train.clock import RunClock
+from restomod.train.evaluation import Evaluation, heldout_batches
+from restomod.train.hardware import choose_device, peak_flops
+from restomod.train.manifest import (
     check_unchanged,
     fingerprint,
     load_loader_state,
     newest_checkpoint,
 )
-from restomod.train.clock import RunClock
-from restomod.train.evaluation import Evaluation, heldout_batches
-from restomod.train.hardware import choose_device, peak_flops
 from restomod.train.metrics import MetricsLog, StepMetrics
 from restomod.train.module import GlobalMean, TrainedModel
 from restomod.train.progress import Progress
@@ -229,13 +230,12 @@ def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> 
 def unigram(phase: PhaseConfig, sources: Sources, vocab_size: int) -> np.ndarray:
     """Return the share of each id among the mixture's tokens, [vocab_size], smoothed by half a
     count so that none is zero."""
-    total = sum(phase.mixture.values())
     shares = np.zeros(vocab_size)
     size = 0
-    for name, share in phase.mixture.items():
+    for name, share in token_shares(phase, sources.streams).items():
         counts = sources.streams[name].token_counts(len(shares))
         size += counts.sum()
-        shares += share / total * counts / counts.sum()
+        shares += share * counts / counts.sum()
     return (shares * size + 0.5) / (size + 0.5 * len(shares))
 
 

@@ -56,8 +56,6 @@ def test_reads_other_columns_and_types(tmp_path):
     dataset = ShardedDataset("s", StreamConfig(path=str(tmp_path / "mds")), tmp_path / "cache")
     assert all_tokens(dataset) == [tokens.tolist() for tokens in expected]
     assert not dataset.attributes.exact
-    counted = sum(map(len, expected))
-    assert counted <= dataset.attributes.tokens <= counted * 2.1  # the other columns count too
 
 
 def test_flipped_byte_names_file_and_stream(copy):
@@ -90,7 +88,7 @@ def test_missing_shard_names_file(copy):
     ("content", "message"),
     [
         ("nonsense", "is not an MDS index"),
-        ('{"shards": []}', "holds no documents"),
+        ('{"shards": []}', "lists no shards"),
         ('{"shards": [{"samples": 3}]}', "is not an MDS index"),
     ],
 )
