@@ -1,8 +1,10 @@
 """Best-fit packing of chunks into rows over a bounded buffer.
 
-Every row starts with the chunk that has waited longest, so that none waits for ever; then the
-longest chunk that still fits is added until none does. Equal lengths go by age. The next row is
-thus a function of the set of waiting chunks alone, which is what makes a packer's state canonical.
+A row takes the chunks that have waited longest, in order, until about two mean chunks have room
+left; then the two that fit best close it. So rows keep the order and the mixture in which documents
+were drawn, which a row of longest-first picks would not: it begins a run with the longest documents
+of the buffer and lets short ones wait for thousands of rows. Equal lengths go by age. The next row
+is a function of the set of waiting chunks alone, which is what makes a packer's state canonical.
 Adding or taking a chunk costs the same whatever waits and however long rows are.
 `data/lanes.py` packs a lane's rows with it; `pack` is the same for arrays at hand.
 """
@@ -12,12 +14,17 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
 
 Item = TypeVar("Item")
 
+CLOSING_CHUNKS = 2.5
+"""Mean chunks of room from which on a row is closed."""
+TRIES = 64
+"""Waiting chunks, from the oldest on, for which a partner is looked for."""
 WORD = 256
 """Lengths that share an integer of the index: large enough that one look at the integer above
 finds the next used one, small enough that shifting it is cheap."""
@@ -60,15 +67,42 @@ class Packer(Generic[Item]):
         """
         if not self._by_age:
             return []
-        oldest = next(iter(self._by_age))
-        length = self._by_age[oldest][0]
-        taken = [self._take(length)]
-        room = row_tokens - length
-        while len(taken) < documents and (length := self._longest(room)):
+        closing = CLOSING_CHUNKS * self.tokens / len(self._by_age)
+        taken: list[Item] = []
+        room = row_tokens
+
+        def take(length: int) -> None:
+            nonlocal room
             taken.append(self._take(length))
             room -= length
+
+        while self._by_age and len(taken) < documents and (not taken or room > closing):
+            length = next(iter(self._by_age.values()))[0]
+            if length > room:
+                break
+            take(length)
+        if room and documents - len(taken) >= 2:
+            for length in self._closing_pair(room):
+                take(length)
+        while len(taken) < documents and (length := self._longest(room)):
+            take(length)
         self.tokens -= row_tokens - room
         return taken
+
+    def _closing_pair(self, room: int) -> tuple[int, ...]:
+        """Return the lengths of the one or two chunks that fill `room` best; one of two is among
+        the oldest. None where none fits."""
+        best = self._longest(room)
+        closing: tuple[int, ...] = (best,) if best else ()
+        for length, _ in islice(self._by_age.values(), TRIES):
+            if best == room:
+                break
+            other = self._longest(room - length)
+            if other == length and len(self._ages[length]) < 2:
+                other = self._longest(length - 1)
+            if other and length + other > best:
+                best, closing = length + other, (length, other)
+        return closing
 
     def waiting(self) -> Iterator[Item]:
         """Yield the waiting chunks, the oldest first."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import time
 from collections import OrderedDict
@@ -323,12 +324,12 @@ class ShardedDataset:
         if not self.cached:
             if not path.is_file():
                 raise DamagedShardError(f"{self._label(raw.file)}: the shard is missing")
-            problem = _problem(path.read_bytes(), raw)
+            problem = _file_problem(path, raw)
             if problem:
                 raise DamagedShardError(f"{self._label(raw.file)}: the shard is damaged: {problem}")
         else:
             with self.cache.alone(path):
-                if not path.is_file() or _problem(path.read_bytes(), raw):
+                if not path.is_file() or _file_problem(path, raw):
                     self._make(shard, path)
                 else:
                     os.utime(path)
@@ -426,7 +427,17 @@ class _OpenShard:
         self._close()
 
 
-def _problem(content: bytes, stored: Stored) -> str:
+def _file_problem(path: Path, stored: Stored) -> str:
+    """Return how a file differs from its recorded size and hash, read through a map rather than
+    into memory."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size != stored.bytes or not stored.bytes:
+            return _problem(file.read(), stored)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _problem(content, stored)
+
+
+def _problem(content: bytes | mmap.mmap, stored: Stored) -> str:
     """Return how content differs from its recorded size and hash; nothing: an empty text."""
     if len(content) != stored.bytes:
         return f"{len(content)} bytes, {stored.bytes} are recorded"

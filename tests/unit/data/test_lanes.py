@@ -52,16 +52,15 @@ def as_stored(state):
     return json.loads(json.dumps(state))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize(("workers", "rows"), [(0, 1), (1, 2), (3, 1)])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize(("workers", "rows"), [(0, 1), (1, 2), (3, 4)])
 def test_digest_depends_on_no_rank_worker_or_micro_batch(opened, world_size, workers, rows):
-    if rows * world_size > 4:
-        rows = 1
-    recipe, sources = opened(data__workers=0)
-    expected, _ = digests(recipe, sources, 12)
-    recipe, sources = opened(data__workers=workers, phases__micro_batch_rows=rows)
-    assert digests(recipe, sources, 12, world_size)[0] == expected
-    assert len(set(expected)) == 12
+    common = {"data__lanes": 24, "phases__batch_rows": 32, "phases__micro_batch_rows": rows}
+    recipe, sources = opened(data__workers=0, **common)
+    expected, _ = digests(recipe, sources, 9)
+    recipe, sources = opened(data__workers=workers, **common)
+    assert digests(recipe, sources, 9, world_size)[0] == expected
+    assert len(set(expected)) == 9
 
 
 def test_state_goes_on_twice_on_other_world_sizes(opened):
