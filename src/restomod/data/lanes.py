@@ -32,7 +32,7 @@ from restomod.data.prefetch import Prefetcher
 from restomod.data.random import keyed_generator
 from restomod.data.rows import CLOSES, OPENS, Chunk, Row, RowBuilder, SpecialTokens
 from restomod.data.shards import DamagedShardError, ShardedDataset
-from restomod.data.state import CHUNK_FIELDS, COUNTERS, LaneDelta, LaneState
+from restomod.data.state import COUNTERS, LaneDelta, LaneState
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
 
@@ -156,7 +156,7 @@ class Lane:
             [(cursor.epoch, cursor.position) for cursor in self._cursors],
             self._counters.copy(),
             [0, *self._pending, 0] if self._pending else [],
-            np.array(self._added, np.int64).reshape(-1, CHUNK_FIELDS),
+            [tuple(chunk) for chunk in self._added],
             self._taken,
             self._newly_skipped,
         )

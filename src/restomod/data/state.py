@@ -26,7 +26,6 @@ COUNTERS = (
 empty, shorter than skip_shorter_than, or in a skipped shard; those cut into several chunks; tokens
 of all that could be read, of those left out, and of those delivered; chunks delivered. Special
 tokens are not counted."""
-CHUNK_FIELDS = 7
 
 
 class LaneDelta(NamedTuple):
@@ -42,8 +41,8 @@ class LaneDelta(NamedTuple):
     """[streams, COUNTERS] int64."""
     pending: list[int]
     """Fields of the rest of the document being cut, empty if there is none."""
-    added: np.ndarray
-    """[chunks, CHUNK_FIELDS] int64, chunks that were cut."""
+    added: list[tuple[int, ...]]
+    """Fields of the chunks that were cut."""
     taken: list[int]
     """Ages of the chunks that the row holds."""
     skipped: list[tuple[int, int, int, int]]
@@ -62,7 +61,7 @@ class LaneState:
         self.places = [(0, 0)] * len(names)
         self.counters = np.zeros((len(names), len(COUNTERS)), np.int64)
         self.pending: list[int] = []
-        self.waiting: dict[int, list[int]] = {}
+        self.waiting: dict[int, tuple[int, ...]] = {}
         """Fields of the waiting chunks by age, the oldest first."""
         self.skipped: list[tuple[int, int, int, int]] = []
 
@@ -71,7 +70,7 @@ class LaneState:
         self.rows, self.masked_tokens, self.real_tokens, self.draws, self.chunks = delta.numbers
         self.weights, self.places, self.counters = delta.weights, delta.places, delta.counters
         self.pending = delta.pending
-        for fields in delta.added.tolist():
+        for fields in delta.added:
             self.waiting[fields[0]] = fields
         for age in delta.taken:
             del self.waiting[age]
@@ -102,7 +101,7 @@ class LaneState:
                 )
             },
             "pending": list(self.pending),
-            "waiting": list(self.waiting.values()),
+            "waiting": [list(fields) for fields in self.waiting.values()],
             "skipped": [list(entry) for entry in self.skipped],
         }
 
@@ -125,15 +124,15 @@ class LaneState:
                 state.places[n] = stream["epoch"], stream["position"]
                 state.counters[n] = [stream[counter] for counter in COUNTERS]
 
-        def renamed(fields: list[int]) -> list[int]:
+        def renamed(fields: list[int]) -> tuple[int, ...]:
             if fields[1] not in number:
                 raise ValueError(
                     f"chunks of stream {plain['names'][fields[1]]} wait to be delivered, but no "
                     "phase names it any more; name it in a mixture, with 0 if it is to end"
                 )
-            return [fields[0], number[fields[1]], *fields[2:]]
+            return (fields[0], number[fields[1]], *fields[2:])
 
-        state.pending = renamed(plain["pending"]) if plain["pending"] else []
+        state.pending = list(renamed(plain["pending"])) if plain["pending"] else []
         state.waiting = {fields[0]: renamed(fields) for fields in plain["waiting"]}
         state.skipped = [(number[s], *rest) for s, *rest in plain["skipped"] if s in number]
         return state

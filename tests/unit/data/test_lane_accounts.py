@@ -72,7 +72,7 @@ class Account:
     def step(self, rows):
         for _ in range(rows):
             row = self.lane.next_row()
-            self.chunks |= {fields[0]: tuple(fields) for fields in row.delta.added.tolist()}
+            self.chunks |= {fields[0]: fields for fields in row.delta.added}
             self.delivered += [self.chunks[age] for age in row.delta.taken]
             self.state.apply(row.delta)
             self.rows.append(row)
