@@ -176,7 +176,10 @@ class Column:
         """Return about how many ids shards of `raw_bytes` hold, what MDS adds taken off."""
         assert self.dtype is not None
         fixed = sum(size for n, size in enumerate(self._sizes) if size and n != self.number)
-        header = 4 + 4 * self._variable + fixed + (3 if self._has_shape else 0)
+        header = 4 + 4 * self._variable + fixed
+        if self._has_shape:  # dimensions in one byte, then the length, in two bytes from 256 on
+            mean = (raw_bytes / documents - header - 2) / self.dtype.itemsize
+            header += 2 if mean < 256 else 3
         return max(1, (raw_bytes - documents * header) // self.dtype.itemsize)
 
     def _content(self, data: np.ndarray, begin: int, end: int) -> tuple[np.ndarray, Any]:

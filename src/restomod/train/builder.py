@@ -256,7 +256,13 @@ def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) ->
         folder.mkdir(parents=True, exist_ok=True)
         save_recipe(run.recipe, folder / "config.yaml")
         _keep_tokenizer(Path(run.recipe.tokenizer), run.sources.tokenizer, folder / "tokenizer")
-    world_size = dist.get_world_size()
+    about = {
+        "world_size": dist.get_world_size(),
+        "asked": {
+            phase.name: token_shares(phase, run.sources.streams) for phase in run.recipe.phases
+        },
+        "stream_domains": {name: dataset.domain for name, dataset in run.sources.streams.items()},
+    }
     if run.resumed:
         manifest = run.resumed[1]
         clock.before_s = manifest["time_s"]
@@ -265,13 +271,13 @@ def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) ->
             "resume",
             step=manifest["step"],
             from_step=manifest["step"],
-            world_size=world_size,
             changed=run.changed,
+            **about,
         )
         log.info("resuming from %s", run.resumed[0])
     else:
         metrics.rewind(-1)
-        metrics.write("start", step=0, world_size=world_size)
+        metrics.write("start", step=0, **about)
 
 
 def _keep_tokenizer(source: Path, tokenizer: Tokenizer, folder: Path) -> None:
