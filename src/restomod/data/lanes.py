@@ -125,7 +125,8 @@ class Lane:
         """Return the lane's next row, with what it changes in the lane's state."""
         setting, counters = self._setting, self._counters
         self._fill()
-        taken = self._packer.row(setting.phase.row_tokens, self._row_chunks)
+        generator = keyed_generator(setting.seed, "row", self._number, self._rows)
+        taken = self._packer.row(setting.phase.row_tokens, self._row_chunks, generator)
         tokens = np.zeros(len(setting.names), np.int64)
         for chunk, _ in taken:
             tokens[chunk.stream] += chunk.length
@@ -138,7 +139,7 @@ class Lane:
             number,
             self._number,
             [(piece, chunk.ends) for chunk, piece in taken],
-            keyed_generator(setting.seed, "mask", self._number, self._rows),
+            generator,
             mask_rate(setting.phase.mask, step * setting.phase.batch_slots),
             tokens,
         )

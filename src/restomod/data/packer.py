@@ -1,17 +1,20 @@
 """Best-fit packing of chunks into rows over a bounded buffer.
 
-A row takes the chunks that have waited longest, in order, until about two mean chunks have room
-left; then the two that fit best close it. So rows keep the order and the mixture in which documents
-were drawn, which a row of longest-first picks would not: it begins a run with the longest documents
-of the buffer and lets short ones wait for thousands of rows. Equal lengths go by age. The next row
-is a function of the set of waiting chunks alone, which is what makes a packer's state canonical.
-Adding or taking a chunk costs the same whatever waits and however long rows are.
-`data/lanes.py` packs a lane's rows with it; `pack` is the same for arrays at hand.
+A row begins with the chunk that has waited longest, so that none waits for ever; goes on with any
+others, drawn evenly from the buffer by the caller's generator (by age without one), until about two
+mean chunks have room left; and is closed by the two that fit best. So rows keep the mixture in
+which documents were drawn, and mix the chunks of long documents with others. Rows of longest-first
+picks would do neither: they begin a run with the longest documents of the buffer, and let short
+ones wait for thousands of rows.
+
+The next row is a function of the set of waiting chunks and the generator alone, which is what makes
+a packer's state canonical. Adding or taking a chunk costs the same whatever waits and however long
+rows are. `data/lanes.py` packs a lane's rows with it; `pack` is the same for arrays at hand.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +28,8 @@ CLOSING_CHUNKS = 2.5
 """Mean chunks of room from which on a row is closed."""
 TRIES = 64
 """Waiting chunks, from the oldest on, for which a partner is looked for."""
+DRAWN_FROM = 2048
+"""Oldest waiting chunks from which a row's are drawn."""
 WORD = 256
 """Lengths that share an integer of the index: large enough that one look at the integer above
 finds the next used one, small enough that shifting it is cheap."""
@@ -37,7 +42,7 @@ class Packer(Generic[Item]):
         self.tokens = 0
         """Tokens of all waiting chunks."""
         self._by_age: OrderedDict[int, tuple[int, Item]] = OrderedDict()
-        self._ages: dict[int, deque[int]] = {}
+        self._ages: dict[int, OrderedDict[int, None]] = {}
         """Ages of the waiting chunks of each length, the oldest first; no length is empty."""
         self._used: dict[int, int] = {}
         """Word n has bit b set where chunks of length n x WORD + b wait; no word is zero."""
@@ -53,14 +58,16 @@ class Packer(Generic[Item]):
         self.tokens += length
         ages = self._ages.get(length)
         if ages is not None:
-            ages.append(age)
+            ages[age] = None
             return
-        self._ages[length] = deque((age,))
+        self._ages[length] = OrderedDict({age: None})
         word, bit = divmod(length, WORD)
         self._used[word] = self._used.get(word, 0) | 1 << bit
         self._used_words |= 1 << word
 
-    def row(self, row_tokens: int, documents: int) -> list[Item]:
+    def row(
+        self, row_tokens: int, documents: int, generator: np.random.Generator | None = None
+    ) -> list[Item]:
         """Take the next row: at most `row_tokens` tokens in at most `documents` chunks.
 
         Empty when nothing waits.
@@ -70,24 +77,31 @@ class Packer(Generic[Item]):
         closing = CLOSING_CHUNKS * self.tokens / len(self._by_age)
         taken: list[Item] = []
         room = row_tokens
-
-        def take(length: int) -> None:
-            nonlocal room
-            taken.append(self._take(length))
-            room -= length
-
-        while self._by_age and len(taken) < documents and (not taken or room > closing):
-            length = next(iter(self._by_age.values()))[0]
-            if length > room:
+        for age in self._candidates(generator):
+            length = self._by_age[age][0]
+            if length > room or len(taken) == documents or (taken and room <= closing):
                 break
-            take(length)
-        if room and documents - len(taken) >= 2:
-            for length in self._closing_pair(room):
-                take(length)
-        while len(taken) < documents and (length := self._longest(room)):
-            take(length)
+            taken.append(self._take(length, age))
+            room -= length
+        lengths = self._closing_pair(room)
+        while lengths and len(taken) < documents:
+            for length in lengths[: documents - len(taken)]:
+                taken.append(self._take(length, next(iter(self._ages[length]))))
+                room -= length
+            lengths = (length,) if (length := self._longest(room)) else ()
         self.tokens -= row_tokens - room
         return taken
+
+    def _candidates(self, generator: np.random.Generator | None) -> Iterator[int]:
+        """Yield the ages of waiting chunks in the order in which a row takes them."""
+        if generator is None:
+            while self._by_age:
+                yield next(iter(self._by_age))
+            return
+        ages = list(islice(self._by_age, DRAWN_FROM))
+        yield ages[0]
+        for n in generator.permutation(len(ages) - 1).tolist():
+            yield ages[n + 1]
 
     def _closing_pair(self, room: int) -> tuple[int, ...]:
         """Return the lengths of the one or two chunks that fill `room` best; one of two is among
@@ -122,10 +136,10 @@ class Packer(Generic[Item]):
             fitting = self._used[word]
         return word * WORD + fitting.bit_length() - 1
 
-    def _take(self, length: int) -> Item:
-        """Take the oldest chunk of a length."""
+    def _take(self, length: int, age: int) -> Item:
+        """Take one chunk."""
         ages = self._ages[length]
-        age = ages.popleft()
+        del ages[age]
         if not ages:
             del self._ages[length]
             word, bit = divmod(length, WORD)

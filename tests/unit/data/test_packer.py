@@ -101,7 +101,20 @@ def test_next_row_depends_on_the_set_of_waiting_chunks_only():
     for age in first.waiting():
         second.add(age, lengths[age], age)
     assert not set(taken) & set(second.waiting())
-    assert [first.row(100, 99) for _ in range(5)] == [second.row(100, 99) for _ in range(5)]
+    for n in range(5):
+        generators = [np.random.default_rng(n) for _ in range(2)]
+        assert first.row(100, 99, generators[0]) == second.row(100, 99, generators[1])
+
+
+def test_chunks_of_a_long_document_are_mixed_with_others():
+    """30 chunks of one length arrive between 100 of the same length: rows hold a few of them."""
+    packer: Packer[bool] = Packer()
+    for age in range(130):
+        packer.add(age, 10, 50 <= age < 80)
+    rows = [packer.row(100, 99, np.random.default_rng(n)) for n in range(8)]
+    assert {len(row) for row in rows} == {10}
+    assert max(sum(row) for row in rows) <= 6
+    assert sum(sum(row) > 0 for row in rows) >= 6
 
 
 def test_documents_per_row_are_bounded():
