@@ -147,8 +147,8 @@ class DataConfig:
     workers: int = 1
     """Loader processes per rank; 0 reads in the main process. Changes nothing but speed."""
     buffer_rows: int = 16
-    """Rows' worth of waiting chunks in each lane, from which its rows are drawn: they mix the chunks
-    of long documents with others, which a short run feels (benchmarks/results/demo-packing.md)."""
+    """Rows' worth of waiting chunks in each lane, from which its rows are drawn: so the chunks of a
+    long document mix with others, which a short run feels (benchmarks/results/demo-packing.md)."""
     tokens_per_document_min: int = 16
     """A row is closed at row_tokens / this many documents, so that cu_seqlens has a static size."""
     special_tokens: str = field(
