@@ -26,6 +26,12 @@ def make(cache, name, size):
         file.write(bytes(size))
 
 
+def heard(pipe):
+    """Return what another process says, which may have failed before it spoke."""
+    assert pipe.poll(30)
+    return pipe.recv()
+
+
 def read_everything(dataset):
     for shard in range(len(dataset.shard_documents)):
         dataset.tokens(shard, 0)
@@ -144,7 +150,7 @@ def test_what_another_process_reads_is_not_evicted(cache):
 
     process = FORK.Process(target=read)
     process.start()
-    assert ours.recv() == "open"
+    assert heard(ours) == "open"
     with pytest.raises(UserError, match="in use"):
         make(cache, "b.mds", 600)
     ours.send("enough")
@@ -200,7 +206,7 @@ def killed_while_making(cache, size):
 
     process = FORK.Process(target=write)
     process.start()
-    assert ours.recv() == "half"
+    assert heard(ours) == "half"
     os.kill(process.pid, signal.SIGKILL)
     process.join()
 
