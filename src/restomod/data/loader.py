@@ -8,10 +8,13 @@ lanes after the last row that was delivered: what workers have prepared ahead is
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -31,6 +34,8 @@ MESSAGE_TOKENS = 65_536
 """Slots that a worker hands over at once: a message costs as much as some thousand tokens."""
 PREFETCHED_MESSAGES = 8
 """What each worker prepares ahead."""
+WATCH_S = 1.0
+"""Between a worker's looks at whether the main process is there."""
 
 
 @dataclass
@@ -214,6 +219,7 @@ def _in_worker(source: _LaneRows) -> Iterator[list[Row]]:
         prefetch_factor=PREFETCHED_MESSAGES,
         collate_fn=_as_is,
         generator=Generator(),  # the default would draw from torch's global one
+        worker_init_fn=partial(_end_with, os.getpid()),
     )
     try:
         for message in messages:
@@ -223,6 +229,18 @@ def _in_worker(source: _LaneRows) -> Iterator[list[Row]]:
     except RuntimeError as error:
         explain(error)
         raise
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """End this process when the main one has ended, however it did. torch's own watch lets it wait
+    for ever to write what nobody reads."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch").start()
 
 
 def explain(error: RuntimeError) -> None:
