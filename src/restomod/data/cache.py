@@ -1,9 +1,10 @@
 """The node's cache folder: shards that were downloaded or unpacked, within a limit.
 
 Several processes, ranks and runs may share a folder. A file appears under its name only when it is
-whole and its hash is right. Whoever reads a shard holds a shared lock on it, so that making room
-never takes what is in use; locks end with their process, however it ends. `data/shards.py` is the
-caller.
+whole and its hash is right; while it is made, its full size already counts. Whoever reads a shard
+or makes one holds a shared lock on it, so that making room never takes what is in use; locks end
+with their process, however it ends. The root may hold other files: only our own folders in it,
+named by 16 hexadecimal digits, count and are cleared. `data/shards.py` is the caller.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from restomod.errors import UserError
 
@@ -24,9 +28,13 @@ log = logging.getLogger(__name__)
 
 LOCKS = 64
 """Lock files that keep two processes from making the same shard at once."""
+LOCK_FOLDER = "locks"
+DOWNLOADS = "downloads"
+FOLDERS = re.compile(rf"[0-9a-f]{{16}}|{DOWNLOADS}")
+"""Those below the root that hold our files."""
 PARTIAL = ".partial"
 LEFTOVER_S = 600
-"""Age from which an unlocked partial file is taken for a killed process's."""
+"""Time without a byte from which a download is taken for a killed process's."""
 
 
 class Cache:
@@ -37,29 +45,59 @@ class Cache:
         self._limit_bytes = limit_bytes
 
     @contextmanager
-    def making(self, path: Path, size: int) -> Iterator[Path]:
-        """Make the file `path` of `size` bytes: write it under the name that is given to the block,
-        which is renamed when the block ends without an error.
+    def making(self, path: Path, size: int) -> Iterator[BinaryIO]:
+        """Make the file `path` of `size` bytes out of what the block writes into the file that it
+        is given; it gets its name when the block ends without an error.
 
-        Raises UserError if the disk has no room, with what was written removed.
+        Raises UserError if the disk has no room or cannot be written, with what was written
+        removed.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-        self._make_room(size)
         try:
-            with partial.open("wb") as held:
-                fcntl.flock(held, fcntl.LOCK_SH)
-                yield partial
-                os.replace(partial, path)
-        except OSError as error:
-            if not _is_full(error):
-                raise
-            raise UserError(
-                f"{self.root}: the disk is full: {path.name} needs {size / 1e6:.1f} MB; free some "
-                "space, lower data.cache_limit_gb, or move cache_dir"
-            ) from error
+            with self.writing(path.name):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with self._locked("room"):  # where nobody takes it for a leftover before its lock
+                    self._make_room(size)
+                    held = partial.open("wb")
+                    fcntl.flock(held, fcntl.LOCK_SH)
+                    held.truncate(size)
+                with held:
+                    yield held
+                    held.flush()
+                    os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[None]:
+        """Raise UserError saying what to do where the disk is full or cannot be written."""
+        try:
+            yield
+        except Exception as error:
+            if _is_full(error):
+                raise self._full(name) from error
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"{self.root}: {name} cannot be written into the cache: {error}; move cache_dir"
+                ) from error
+            raise
+
+    @contextmanager
+    def downloading(self, name: str) -> Iterator[Path]:
+        """Give the block a file to download into, of which nothing stays."""
+        folder = self.root / DOWNLOADS
+        with self.writing(name):
+            folder.mkdir(parents=True, exist_ok=True)
+        unique = f"{os.getpid()}.{threading.get_ident()}.{time.monotonic_ns()}"
+        path = folder / f"{Path(name).name}.{unique}{PARTIAL}"
+        try:
+            yield path
+        except Exception as error:
+            if _is_full(error):
+                raise self._full(name) from error
+            raise
+        finally:
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def alone(self, path: Path) -> Iterator[None]:
@@ -70,39 +108,66 @@ class Cache:
 
     def remove_leftovers(self) -> None:
         """Remove what killed processes were writing."""
-        for partial in self.root.rglob(f"*{PARTIAL}"):
-            with suppress(OSError):
-                if time.time() - partial.stat().st_mtime > LEFTOVER_S:
-                    _remove_unless_locked(partial)
+        found = [file for file, status in self._files() if _is_leftover(file, status)]
+        if found:
+            with self._locked("room"):
+                for file in found:
+                    with suppress(OSError):
+                        _remove_unless_locked(file)
+
+    def _full(self, name: str) -> UserError:
+        return UserError(
+            f"{self.root}: the disk is full, {name} has no room; free some space, lower "
+            "data.cache_limit_gb, or move cache_dir"
+        )
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("w") as lock:
+        folder = self.root / LOCK_FOLDER
+        with self.writing(f"lock {name}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = (folder / name).open("w")
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _make_room(self, size: int) -> None:
-        with self._locked("room"):
-            files = []
-            for file in self.root.rglob("*"):
+        """Call this with the lock `room`."""
+        files = [
+            (not _is_leftover(file, status), status.st_mtime_ns, status.st_size, file)
+            for file, status in self._files()
+        ]
+        excess = sum(length for _, _, length, _ in files) + size - self._limit_bytes
+        for _, _, length, file in sorted(files):
+            if excess <= 0:
+                return
+            if file.parent.name != DOWNLOADS:
                 with suppress(OSError):
-                    status = file.stat()
-                    if file.is_file() and file.parent.name != "locks":
-                        files.append((status.st_mtime_ns, status.st_size, file))
-            excess = sum(length for _, length, _ in files) + size - self._limit_bytes
-            for _, length, file in sorted(files):
-                if excess <= 0:
-                    return
-                with suppress(OSError):
-                    if file.name != "index.json" and _remove_unless_locked(file):
+                    if _remove_unless_locked(file):
                         excess -= length
         if excess > 0:
             raise UserError(
-                f"{self.root}: all shards in the cache are in use and {excess / 1e6:.1f} MB more "
+                f"{self.root}: all shards in the cache are in use and {excess / 1e6:.3g} MB more "
                 f"than data.cache_limit_gb ({self._limit_bytes / 1e9:g}) are needed: raise it"
             )
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Yield the files that are ours, but the locks, with their status."""
+        for parent, folders, names in os.walk(self.root):
+            if Path(parent) == self.root:
+                folders[:] = [name for name in folders if FOLDERS.fullmatch(name)]
+                continue
+            for name in names:
+                with suppress(OSError):  # removed meanwhile
+                    yield Path(parent, name), os.stat(os.path.join(parent, name))
+
+
+def _is_leftover(file: Path, status: os.stat_result) -> bool:
+    """Return whether a file, if nobody has locked it, is a killed process's: shards are locked
+    while they are made, downloads cannot be."""
+    if file.parent.name == DOWNLOADS:
+        return time.time() - status.st_mtime > LEFTOVER_S
+    return file.suffix == PARTIAL
 
 
 def _remove_unless_locked(file: Path) -> bool:

@@ -30,7 +30,15 @@ from restomod.data.order import StreamCursor, StreamOrder
 from restomod.data.packer import Packer
 from restomod.data.prefetch import Prefetcher
 from restomod.data.random import keyed_generator
-from restomod.data.rows import CLOSES, OPENS, Chunk, Row, RowBuilder, SpecialTokens
+from restomod.data.rows import (
+    CLOSES,
+    OPENS,
+    Chunk,
+    ForeignTokenError,
+    Row,
+    RowBuilder,
+    SpecialTokens,
+)
 from restomod.data.shards import DamagedShardError, ShardedDataset
 from restomod.data.state import COUNTERS, LaneDelta, LaneState
 from restomod.data.tokenizer import Tokenizer
@@ -135,14 +143,19 @@ class Lane:
         counters[:, DELIVERED] += tokens
         number = self._rows * setting.data.lanes + self._number
         step = (number - setting.first_row) // setting.phase.batch_rows
-        row = setting.builder(
-            number,
-            self._number,
-            [(piece, chunk.ends) for chunk, piece in taken],
-            generator,
-            mask_rate(setting.phase.mask, step * setting.phase.batch_slots),
-            tokens,
-        )
+        try:
+            row = setting.builder(
+                number,
+                self._number,
+                [(piece, chunk.ends) for chunk, piece in taken],
+                generator,
+                mask_rate(setting.phase.mask, step * setting.phase.batch_slots),
+                tokens,
+            )
+        except ForeignTokenError as error:
+            chunk = taken[error.chunk][0]
+            dataset = setting.datasets[chunk.stream]
+            raise UserError(f"{dataset.place(chunk.shard, chunk.document)}: {error}") from error
         self._rows += 1
         self._masked += len(row.positions)
         self._real += int(row.cu_seqlens[-1])

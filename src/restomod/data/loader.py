@@ -8,9 +8,13 @@ lanes after the last row that was delivered: what workers have prepared ahead is
 
 from __future__ import annotations
 
+import os
+import re
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -30,6 +34,8 @@ MESSAGE_TOKENS = 65_536
 """Slots that a worker hands over at once: a message costs as much as some thousand tokens."""
 PREFETCHED_MESSAGES = 8
 """What each worker prepares ahead."""
+WATCH_S = 1.0
+"""Between a worker's looks at whether the main process is there."""
 
 
 @dataclass
@@ -174,6 +180,7 @@ class Loader:
         """Yield this rank's rows in the run's order, from its workers in turn."""
         local_lanes = self._recipe.data.lanes // self._world_size
         workers = min(self._recipe.data.workers, local_lanes)
+        self._sources.open_shards.close()  # processes that are begun below would keep them open
         together = max(1, MESSAGE_TOKENS // self._phase.row_tokens) if workers else 1
         sources = [
             _LaneRows(
@@ -203,20 +210,67 @@ class Loader:
             number += self._world_size
 
 
-def _in_worker(source: _LaneRows) -> Iterable[list[Row]]:
+def _in_worker(source: _LaneRows) -> Iterator[list[Row]]:
     """Run a source in a process of its own; an exception there is raised here."""
-    return DataLoader(
-        source,
+    messages = DataLoader(
+        _Told(source),
         batch_size=None,
         num_workers=1,
         prefetch_factor=PREFETCHED_MESSAGES,
         collate_fn=_as_is,
         generator=Generator(),  # the default would draw from torch's global one
+        worker_init_fn=partial(_end_with, os.getpid()),
     )
+    try:
+        for message in messages:
+            if isinstance(message, UserError):
+                raise message
+            yield message
+    except RuntimeError as error:
+        explain(error)
+        raise
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """End this process when the main one has ended, however it did. torch's own watch lets it wait
+    for ever to write what nobody reads."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch").start()
+
+
+def explain(error: RuntimeError) -> None:
+    """Raise an error that says more, where a loader's process was killed; torch raises its own at
+    any point of the main process."""
+    found = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", str(error))
+    if found:
+        raise RuntimeError(
+            f"data loader process {found[1]} {found[2].strip().rstrip('.')}. If nobody killed it, "
+            "the machine was probably short of memory: use fewer data.workers. The same command "
+            "continues the run"
+        ) from error
 
 
 def _as_is(rows: Any) -> Any:
     return rows
+
+
+class _Told(IterableDataset):
+    """A source that hands the user's mistakes over as they are; torch would wrap their message in
+    its worker's traceback."""
+
+    def __init__(self, source: _LaneRows) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[list[Row] | UserError]:
+        try:
+            yield from self._source
+        except UserError as error:
+            yield error
 
 
 class _LaneRows(IterableDataset):
@@ -259,6 +313,9 @@ class _LaneRows(IterableDataset):
             recipe.seed, data, self._phase, self._first_row, sources.streams, sources.tokenizer
         )
         sources.open_shards.limit = max(1, data.shards_open_per_rank // self._workers)
+        own = len(range(self._worker, data.lanes // self._world_size, self._workers))
+        for dataset in sources.streams.values():
+            dataset.shards_open = own * 2 * data.shuffle_shards
         lanes: dict[int, Lane] = {}
         number = self._next_row + self._rank
         while True:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
 TEXT_COLUMNS = ("text", "content", "raw_content")
@@ -76,9 +77,15 @@ def parse_index(content: bytes) -> Index:
                     f"{entry['raw_data']['basename']} has other columns or another compression "
                     "than the first shard"
                 )
+        for size in columns[2]:
+            if size is not None:
+                _count(size)
+        widths = {len(column) for column in columns}
+        if widths != {len(columns[0])} or not columns[0]:
+            raise ValueError("its columns, their encodings and their sizes are not as many")
         return Index(
-            documents=np.array([entry["samples"] for entry in shards], np.int64),
-            raw_bytes=np.array([entry["raw_data"]["bytes"] for entry in shards], np.int64),
+            documents=np.array([_count(entry["samples"]) for entry in shards], np.int64),
+            raw_bytes=np.array([_count(entry["raw_data"]["bytes"]) for entry in shards], np.int64),
             raw=[_stored(entry["raw_data"]) for entry in shards],
             packed=[_stored(entry["zip_data"]) for entry in shards] if compression else None,
             compression=compression,
@@ -92,19 +99,29 @@ def parse_index(content: bytes) -> Index:
 
 
 def _stored(entry: dict[str, Any]) -> Stored:
-    """Keep the quickest of the recorded hashes."""
-    hashes = entry.get("hashes") or {}
-    algorithm = next((name for name in hashes if name.startswith("xxh")), next(iter(hashes), ""))
-    return Stored(
-        entry["basename"], int(entry["bytes"]), algorithm, hashes[algorithm] if algorithm else ""
-    )
+    """Keep the quickest of the recorded hashes that can be computed here."""
+    hashes: dict[str, str] = entry.get("hashes") or {}
+    known = [
+        n for n in hashes if n in xxhash.algorithms_available or n in hashlib.algorithms_available
+    ]
+    algorithm = min(known, key=lambda name: not name.startswith("xxh"), default="")
+    if hashes and not known:
+        raise ValueError(f"no hash of {', '.join(hashes)} can be computed here")
+    file = str(entry["basename"])
+    if not file or file.startswith("/") or ".." in file.split("/") or "\0" in file:
+        raise ValueError(f"shard {file!r} does not lie in its folder")
+    return Stored(file, _count(entry["bytes"]), algorithm, hashes[algorithm] if algorithm else "")
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 def digest(algorithm: str, content: Any) -> str:
     """Return the hexadecimal hash of a buffer."""
     if algorithm.startswith("xxh"):
-        import xxhash
-
         return getattr(xxhash, algorithm)(content).hexdigest()
     return hashlib.new(algorithm, content).hexdigest()
 
@@ -120,7 +137,10 @@ def decompress(compression: str, content: bytes) -> bytes:
             raise ValueError(str(error)) from error
     from streaming.base.compression import decompress as streaming_decompress
 
-    return streaming_decompress(compression, content)
+    try:
+        return streaming_decompress(compression, content)
+    except Exception as error:  # every library has errors of its own
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 class Column:
@@ -245,3 +265,5 @@ class RawShard:
         """[documents + 1] uint32, where samples begin and end."""
         if len(self.offsets) != documents + 1 or int(self.offsets[-1]) > len(data):
             raise ValueError("it ends before its last sample")
+        if int(self.offsets[0]) < 8 + 4 * documents or (self.offsets[1:] < self.offsets[:-1]).any():
+            raise ValueError("its samples' bounds are out of order")

@@ -39,6 +39,13 @@ class Chunk(NamedTuple):
     """OPENS, CLOSES, both or neither."""
 
 
+class ForeignTokenError(UserError):
+    """A document holds an id that the tokenizer does not have."""
+
+    chunk = 0
+    """Of the row's, the one that holds it."""
+
+
 class SpecialTokens:
     """Where [CLS] and [SEP] stand (`data.special_tokens`)."""
 
@@ -101,7 +108,11 @@ class RowBuilder:
     ) -> Row:
         """Build row `number` of (tokens, ends) pieces, its tokens masked at `rate`."""
         tokenizer = self._tokenizer
-        tokens = np.full(self._row_tokens, tokenizer.pad_id, np.int32)
+        # Stored ids may be wider than what they become: none may be wrapped into the vocabulary.
+        fits = all(np.can_cast(dtype, np.int32) for dtype in {piece.dtype for piece, _ in pieces})
+        tokens: np.ndarray = np.full(
+            self._row_tokens, tokenizer.pad_id, np.int32 if fits else np.int64
+        )
         bounds = np.zeros(len(pieces) + 1, np.int32)
         end = 0
         for n, (piece, ends) in enumerate(pieces):
@@ -116,10 +127,14 @@ class RowBuilder:
                 end += 1
             bounds[n + 1] = end
         if int(tokens.max()) >= tokenizer.vocab_size or int(tokens.min()) < 0:
-            raise UserError(
-                f"row {number}: token {tokens.max()} does not exist in the tokenizer, whose "
-                f"vocabulary is {tokenizer.vocab_size}: the data was made with another one"
+            place = int(np.argmax((tokens >= tokenizer.vocab_size) | (tokens < 0)))
+            error = ForeignTokenError(
+                f"token {tokens[place]} does not exist in the tokenizer, whose vocabulary is "
+                f"{tokenizer.vocab_size}: the data was made with another one"
             )
+            error.chunk = int(np.searchsorted(bounds, place, side="right")) - 1
+            raise error
+        tokens = tokens.astype(np.int32, copy=False)
         if self._masker:
             inputs, positions = self._masker(tokens, generator, rate)
             labels = tokens[positions]

@@ -9,14 +9,18 @@ size and hash when a process first opens it; compressed and remote ones go throu
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import mmap
 import os
+import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,8 +59,13 @@ class DamagedShardError(UserError):
     """A shard that is missing or damaged, and stayed so."""
 
 
+class _ArrivedDamaged(Exception):
+    """A download that is not what the index records."""
+
+
 class OpenShards:
-    """The shards that a process keeps open, at most `limit`; the least recently used is closed."""
+    """The shards that a process keeps open, at most `limit`, and of each data set at most its
+    `shards_open`: an open shard keeps its place in the cache. The least recently used is closed."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -67,12 +76,19 @@ class OpenShards:
         key = (id(dataset), shard)
         found = self._open.get(key)
         if found is None:
+            of_dataset = [entry for entry in self._open if entry[0] == key[0]]
+            if len(of_dataset) >= dataset.shards_open:
+                del self._open[of_dataset[0]]
             while len(self._open) >= self.limit:
                 self._open.popitem(last=False)
             found = self._open[key] = dataset.open_shard(shard)
         else:
             self._open.move_to_end(key)
         return found
+
+    def close(self) -> None:
+        """Close all; arrays that were read from them stay valid."""
+        self._open.clear()
 
 
 class ShardedDataset:
@@ -98,10 +114,14 @@ class ShardedDataset:
         self._tokenizer = tokenizer
         self._settings = settings or DataConfig()
         self._open_shards = open_shards or OpenShards(self._settings.shards_open_per_rank)
+        self.shards_open = self._settings.shards_open_per_rank
+        """Most shards that this process keeps open."""
         self.cache = Cache(
             Path(config.local or Path(cache_dir) / "shards"),
             int(self._settings.cache_limit_gb * 1e9),
         )
+        self._downloaders: dict[tuple[int, int], Any] = {}
+        """By process and thread."""
         content = self._read_index()
         try:
             self.index = parse_index(content)
@@ -114,6 +134,8 @@ class ShardedDataset:
         if self.documents == 0:
             raise UserError(f"{self._label('index.json')}: holds no documents")
         self._files = self.cache.root / self.fingerprint[:16]
+        if self.cached:
+            self.cache.remove_leftovers()
         self._verified: set[int] = set()
         self.opened: set[int] = set()
         """Shards that were read at least once in this process."""
@@ -144,7 +166,11 @@ class ShardedDataset:
 
     def stored(self, shard: int, document: int) -> np.ndarray:
         """Return a document as it is stored: ids with what is around them, or bytes of text."""
-        return self._open_shards.get(self, shard).document(document)
+        return self._read_from(shard, document, _OpenShard.document)
+
+    def place(self, shard: int, document: int) -> str:
+        """Return where a document is stored, for a message."""
+        return f"{self._label(self.index.raw[shard].file)}: document {document}"
 
     def prefetch(self, shard: int) -> None:
         """Make a shard ready for opening; raises as opening it would."""
@@ -179,7 +205,18 @@ class ShardedDataset:
 
     def raw(self, shard: int, document: int) -> np.ndarray:
         """Return a document's bytes as stored, [n] uint8."""
-        return self._open_shards.get(self, shard).raw(document)
+        return self._read_from(shard, document, _OpenShard.raw)
+
+    def _read_from(
+        self, shard: int, document: int, read: Callable[[_OpenShard, int], np.ndarray]
+    ) -> np.ndarray:
+        opened = self._open_shards.get(self, shard)
+        try:
+            return read(opened, document)
+        except (IndexError, KeyError, ValueError) as error:  # damage that no hash had told
+            raise DamagedShardError(
+                f"{self.place(shard, document)} is damaged: {error!r}"
+            ) from error
 
     def open_shard(self, shard: int) -> _OpenShard:
         """Open a shard anew; `OpenShards` calls this."""
@@ -188,11 +225,19 @@ class ShardedDataset:
         while True:
             path = self._prepare(shard)
             try:
-                return _OpenShard(path, self.column, int(self.shard_documents[shard]), self.cached)
+                opened = _OpenShard(
+                    path, self.column, int(self.shard_documents[shard]), self.cached
+                )
             except FileNotFoundError:  # removed from the cache in between
                 self._verified.discard(shard)
-            except (ValueError, OSError) as error:
+            except ValueError as error:
                 raise DamagedShardError(f"{label}: the shard is damaged: {error}") from error
+            except OSError as error:  # too many open files, no permission: no fault of the shard
+                raise UserError(f"{label}: cannot be opened: {error}") from error
+            else:
+                if self.cached:
+                    _touch(path)
+                return opened
 
     def _attributes(self) -> DatasetAttributes:
         recorded = self._recorded_attributes()
@@ -201,7 +246,7 @@ class ShardedDataset:
         if self.column.kind == "bytes" and self._tokenizer:
             try:
                 self.column.dtype = self.column.guess_dtype(
-                    [self.raw(*place) for place in self.sample()], self._tokenizer.vocab_size
+                    self._sampled(self.raw), self._tokenizer.vocab_size
                 )
             except ValueError as error:
                 raise UserError(f"{self.path} (stream {self.name}): {error}") from error
@@ -215,10 +260,25 @@ class ShardedDataset:
             )
         if self._tokenizer is None:
             return DatasetAttributes(max(1, raw_bytes // 4), "the shards' sizes, unread")
-        places = self.sample()
-        tokens = sum(len(self.tokens(*place)) for place in places)
-        estimate = max(1, round(tokens / len(places) * self.documents))
-        return DatasetAttributes(estimate, f"a sample of {len(places)} documents")
+        lengths = [len(tokens) for tokens in self._sampled(self.tokens)]
+        estimate = max(1, round(sum(lengths) / len(lengths) * self.documents))
+        return DatasetAttributes(estimate, f"a sample of {len(lengths)} documents")
+
+    def _sampled(self, read: Callable[[int, int], np.ndarray]) -> list[np.ndarray]:
+        """Read the sample, without damaged shards where these are to be skipped."""
+        found: list[np.ndarray] = []
+        damaged: dict[int, DamagedShardError] = {}
+        for shard, document in self.sample():
+            if shard not in damaged:
+                try:
+                    found.append(read(shard, document))
+                except DamagedShardError as error:
+                    damaged[shard] = error
+                    if self._settings.on_damaged_shard == "stop":
+                        raise
+        if not found:
+            raise next(iter(damaged.values()))
+        return found
 
     def _recorded_attributes(self) -> DatasetAttributes | None:
         """Return what restomod.json beside the index says."""
@@ -249,9 +309,8 @@ class ShardedDataset:
         try:
             text = content.tobytes().decode()
         except UnicodeDecodeError as error:
-            file = self.index.raw[shard].file
             raise DamagedShardError(
-                f"{self._label(file)}: document {document} is not UTF-8: {error}"
+                f"{self.place(shard, document)} is not UTF-8: {error}"
             ) from error
         return self._tokenizer.encode_batch([text])[0]
 
@@ -273,10 +332,10 @@ class ShardedDataset:
                     "data_prep/write_mds.py makes one"
                 )
             return (folder / "index.json").read_bytes()
-        self.cache.root.mkdir(parents=True, exist_ok=True)
-        self.cache.remove_leftovers()
         try:
             return self._download("index.json", self._settings.download_attempts)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f"{self._label('index.json')}: cannot be downloaded: {error}"
@@ -287,33 +346,42 @@ class ShardedDataset:
         if not self._remote:
             path = Path(self.path) / file
             return path.read_bytes() if path.is_file() else None
+        found: list[bytes] = []
+
+        def fetch() -> None:
+            try:
+                found.append(self._download(file, attempts=1))
+            except Exception as error:
+                if not _is_missing(error):
+                    raise
+
         try:
-            return self._download(file, attempts=1)
-        except Exception:  # each remote says in its own way that there is no such file
-            return None
+            retried(self._settings.download_attempts, time.sleep, fetch)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self._label(file)}: cannot be downloaded: {error}") from error
+        return found[0] if found else None
 
     def _download(self, file: str, attempts: int) -> bytes:
         """Fetch one file of a remote data set through Streaming and return its content."""
         from streaming.base.storage import CloudDownloader
 
-        folder = self.cache.root / hashlib.sha256(self.path.encode()).hexdigest()[:16]
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}.partial")
+        with self.cache.downloading(file) as temporary:
+            # Kept, as S3's takes 0.2 s to make; connections outlive neither a fork nor a failure.
+            key = os.getpid(), threading.get_ident()
 
-        def fetch() -> None:
-            downloader = CloudDownloader.get(self.path)
-            downloader.download(
-                f"{self.path.rstrip('/')}/{file}",
-                str(temporary),
-                timeout=self._settings.download_timeout_s,
-            )
+            def fetch() -> None:
+                downloader = self._downloaders.pop(key, None) or CloudDownloader.get(self.path)
+                downloader.download(
+                    f"{self.path.rstrip('/')}/{file}",
+                    str(temporary),
+                    timeout=self._settings.download_timeout_s,
+                )
+                self._downloaders[key] = downloader
 
-        try:
             retried(attempts, time.sleep, fetch)
             return temporary.read_bytes()
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _prepare(self, shard: int) -> Path:
         """Return the path of a raw shard whose content is as recorded, made if need be."""
@@ -321,18 +389,23 @@ class ShardedDataset:
         path = Path(self.path) / raw.file if not self.cached else self._files / raw.file
         if shard in self._verified and path.exists():
             return path
-        if not self.cached:
-            if not path.is_file():
-                raise DamagedShardError(f"{self._label(raw.file)}: the shard is missing")
-            problem = _file_problem(path, raw)
-            if problem:
-                raise DamagedShardError(f"{self._label(raw.file)}: the shard is damaged: {problem}")
-        else:
-            with self.cache.alone(path):
-                if not path.is_file() or _file_problem(path, raw):
-                    self._make(shard, path)
-                else:
-                    os.utime(path)
+        label = self._label(raw.file)
+        try:
+            if not self.cached:
+                if not path.is_file():
+                    raise DamagedShardError(f"{label}: the shard is missing")
+                problem = _file_problem(path, raw)
+                if problem:
+                    raise DamagedShardError(f"{label}: the shard is damaged: {problem}")
+            else:
+                with self.cache.alone(path):
+                    if not _is_whole(path, raw):
+                        self._make(shard, path)
+        except OSError as error:
+            lost = error.errno == errno.EIO
+            raise (DamagedShardError if lost else UserError)(
+                f"{label}: cannot be read: {error}"
+            ) from error
         self._verified.add(shard)
         return path
 
@@ -353,8 +426,8 @@ class ShardedDataset:
                 raise DamagedShardError(
                     f"{self._label(packed.file)}: the shard is damaged: unpacked, {problem}"
                 )
-        with self.cache.making(path, len(content)) as partial:
-            partial.write_bytes(content)
+        with self.cache.making(path, len(content)) as file:
+            file.write(content)
 
     def _fetch(self, stored: Stored) -> bytes:
         """Return a shard as it is stored, with the right hash."""
@@ -374,7 +447,7 @@ class ShardedDataset:
             content = self._download(stored.file, attempts=1)
             problem = _problem(content, stored)
             if problem:
-                raise OSError(f"{label}: the shard arrived damaged: {problem}")
+                raise _ArrivedDamaged(f"{label}: the shard arrived damaged: {problem}")
             fetched.append(content)
 
         try:
@@ -382,7 +455,9 @@ class ShardedDataset:
         except UserError:
             raise
         except Exception as error:
-            raise DamagedShardError(
+            # That a remote cannot be reached is no reason to leave its shards out.
+            lost = _is_missing(error) or _is_damaged(error)
+            raise (DamagedShardError if lost else UserError)(
                 f"{label}: cannot be downloaded in {self._settings.download_attempts} attempts: "
                 f"{error}"
             ) from error
@@ -425,6 +500,33 @@ class _OpenShard:
 
     def __del__(self) -> None:
         self._close()
+
+
+def _is_missing(error: BaseException) -> bool:
+    """Return whether a remote said that there is no such file, which each does in its own way."""
+    answer: Any = getattr(error, "response", None)
+    if isinstance(answer, dict):  # botocore
+        return answer.get("Error", {}).get("Code") in ("404", "NoSuchKey")
+    return isinstance(error, FileNotFoundError) or getattr(answer, "status_code", None) == 404
+
+
+def _is_damaged(error: BaseException) -> bool:
+    """Return whether a download came to its end, but is wrong: by our hash or by the remote's."""
+    return isinstance(error, _ArrivedDamaged) or "Checksum" in type(error).__name__
+
+
+def _is_whole(path: Path, stored: Stored) -> bool:
+    """Return whether a file of the cache is there and as recorded."""
+    try:
+        return not _file_problem(path, stored)
+    except FileNotFoundError:  # perhaps removed this instant
+        return False
+
+
+def _touch(path: Path) -> None:
+    """Mark a file of the cache as used now; another user's cannot be."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def _file_problem(path: Path, stored: Stored) -> str:

@@ -22,7 +22,7 @@ from composer.utils import dist
 
 from restomod.config import ModelConfig, PhaseConfig, Recipe
 from restomod.data.batch import Batch
-from restomod.data.loader import Loader
+from restomod.data.loader import Loader, explain
 from restomod.data.mixture import token_shares
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
@@ -161,7 +161,11 @@ def train(run: PreparedRun, started: float) -> None:
         seed=recipe.seed % 2**32,
         progress_bar=False,
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except RuntimeError as error:
+        explain(error)
+        raise
     trainer.close()
     if dist.get_global_rank() == 0:
         write_report(recipe.run_folder)
