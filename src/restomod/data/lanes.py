@@ -1,7 +1,7 @@
 """A lane: an endless, deterministic sequence of packed and masked rows.
 
 A lane reads every stream of the mixture through a cursor of its own, draws each next document's
-stream by a generator keyed by (seed, lane, document number), cuts the document into chunks of the
+stream by (seed, lane, document number), cuts the document into chunks of the
 phase's sequence length, and packs the chunks best-fit. Its `LaneState` describes it completely:
 (epoch, position) of each stream's cursor, the chunks that wait, the rest of the document being cut,
 and counters with, per stream and at all times,
@@ -24,7 +24,7 @@ from functools import partial
 import numpy as np
 
 from restomod.config import DataConfig, PhaseConfig
-from restomod.data.mixture import Odds
+from restomod.data.mixture import Odds, stream_draws
 from restomod.data.mlm import mask_rate
 from restomod.data.order import StreamCursor, StreamOrder
 from restomod.data.packer import Packer
@@ -278,10 +278,9 @@ class Lane:
             if n == 0 or not self._weights:
                 tokens = self._counters[:, DRAWN] - self._counters[:, SKIPPED]
                 self._weights = self._setting.odds.weights(self._counters[:, DOCUMENTS], tokens)
-            generator = keyed_generator(self._setting.seed, "mixture", self._number, block)
-            edges = np.cumsum(self._weights)
-            drawn = np.searchsorted(edges, generator.random(DRAWS) * edges[-1], side="right")
-            self._drawn = np.minimum(drawn, np.flatnonzero(self._weights)[-1]).tolist()
+            self._drawn = stream_draws(
+                self._setting.seed, self._number, block * DRAWS, DRAWS, self._weights
+            ).tolist()
             self._drawn_block = block
         self._draws += 1
         return self._drawn[n]

@@ -12,10 +12,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from restomod.config import DataConfig, PhaseConfig
+from restomod.data.random import keyed_generator
 from restomod.data.shards import ShardedDataset
 
 ASSUMED_DOCUMENTS = 256
 """Documents that an estimated mean counts as, beside those that a lane has drawn itself."""
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+"""The golden ratio's fraction in units of 2^-64."""
 
 
 class Odds:
@@ -52,6 +56,23 @@ class Odds:
             means = np.where(self._estimated, seen, self._means)
             odds = self._asked / np.maximum(means, 1e-9)
         return (odds / odds.sum()).tolist()
+
+
+def stream_draws(
+    seed: int, lane: int, first: int, count: int, weights: Sequence[float]
+) -> np.ndarray:
+    """Return the streams of a lane's documents `first` to `first + count`, [count] int64.
+
+    The draws are a Weyl sequence of the golden ratio from the lane's own random start: in any
+    stretch of n documents, each stream is drawn about as often as its odds say, to a few documents,
+    where independent draws would differ by the root of n.
+    """
+    start = keyed_generator(seed, "mixture", lane).integers(2**64, dtype=np.uint64)
+    numbers = np.arange(first, first + count, dtype=np.uint64)
+    places = (start + numbers * GOLDEN).astype(np.float64) / 2.0**64
+    edges = np.cumsum(weights)
+    drawn = np.searchsorted(edges, places * edges[-1], side="right")
+    return np.minimum(drawn, np.flatnonzero(weights)[-1])
 
 
 def token_shares(phase: PhaseConfig, datasets: Mapping[str, ShardedDataset]) -> dict[str, float]:
