@@ -8,8 +8,10 @@ lanes after the last row that was delivered: what workers have prepared ahead is
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -34,8 +36,6 @@ MESSAGE_TOKENS = 65_536
 """Slots that a worker hands over at once: a message costs as much as some thousand tokens."""
 PREFETCHED_MESSAGES = 8
 """What each worker prepares ahead."""
-WATCH_S = 1.0
-"""Between a worker's looks at whether the main process is there."""
 
 
 @dataclass
@@ -236,8 +236,12 @@ def _end_with(parent: int, worker: int) -> None:
     for ever to write what nobody reads."""
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(WATCH_S)
+        try:
+            select.select([os.pidfd_open(parent)], [], [])
+        except ProcessLookupError:
+            pass
+        except (AttributeError, OSError):  # no Linux, or one that forbids it
+            multiprocessing.parent_process().join()  # type: ignore[union-attr]
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="watch").start()

@@ -10,11 +10,8 @@ from streaming import MDSWriter
 
 from restomod.config import DataConfig, StreamConfig
 from restomod.data import shards
-from restomod.data.loader import Loader
 from restomod.data.shards import DamagedShardError, ShardedDataset
-from restomod.data.sources import open_sources
 from restomod.errors import UserError
-from restomod.recipe import load_recipe
 from restomod.tools.folder import describe_folder
 from tests.s3 import s3, server  # noqa: F401
 
@@ -159,47 +156,3 @@ def test_missing_index_and_wrong_bucket_are_named(remote, s3, tmp_path):  # noqa
             ShardedDataset(
                 "far", StreamConfig(path=address), tmp_path, None, DataConfig(download_attempts=1)
             )
-
-
-@pytest.fixture
-def recipe(s3, tiny, tmp_path):  # noqa: F811
-    """The tiny recipe, its data on the server, in workers, with a cache of its own."""
-    streams = {
-        name: {"path": s3.upload(tiny.folder / "mds" / name, name)}
-        for name in ("code", "prose", "science")
-    }
-
-    def write(**changes):
-        path = tiny.write(
-            tmp_path / "recipe.yaml",
-            **{"data__streams": streams, "cache_dir": str(tmp_path / "cache"), **changes},
-            data__workers=2,
-            data__download_attempts=3,
-            evaluation__streams={},
-        )
-        return load_recipe([path])
-
-    return write
-
-
-def digests(recipe):
-    loader = Loader(recipe, recipe.phases[0], open_sources(recipe))
-    return [loader.facts.digest for _, _ in zip(range(4), loader, strict=False)]
-
-
-def test_failure_to_fetch_a_manifest_changes_no_batch(recipe, tiny, s3):  # noqa: F811
-    """Taken for absent, its token count would be estimated, and the mixture be another one."""
-    streams = {name: {"path": f"{tiny.folder}/mds/{name}"} for name in ("code", "prose", "science")}
-    expected = digests(recipe(data__streams=streams))
-    s3.faults["restomod.json"] = ["500", "500", "cut"]
-    assert digests(recipe()) == expected
-    assert len(s3.requests) == 3
-
-
-def test_workers_train_through_a_remote_that_fails_at_times(recipe, tiny, s3):  # noqa: F811
-    streams = {name: {"path": f"{tiny.folder}/mds/{name}"} for name in ("code", "prose", "science")}
-    expected = digests(recipe(data__streams=streams, cache_dir=str(tiny.folder / "cache")))
-    for n in range(4):
-        s3.faults[f"shard.0000{n}.mds.zstd"] = ["500", "cut"]
-    assert digests(recipe()) == expected
-    assert {"500 shard.00000.mds.zstd", "cut shard.00000.mds.zstd"} <= set(s3.requests)
