@@ -3,8 +3,9 @@
     python data_prep/train_tokenizer.py --input corpus/code/train.jsonl corpus/prose/train.jsonl \
         --vocab-size 8192 --out data/demo/tokenizer
 
-In: files or folders of documents (see readers.py); what is learned from is sampled evenly over the
-inputs, and evenly over the documents of each. Out: a folder that transformers' AutoTokenizer and
+In: files or folders of documents (see restomod.prepare.files); what is learned from is sampled
+evenly over the inputs, and evenly over the documents of each. Out: a folder that transformers'
+AutoTokenizer and
 `restomod.data.tokenizer.load_tokenizer` load: tokenizer.json, tokenizer_config.json,
 special_tokens_map.json, and a manifest.json (see stage.py). Special tokens: [UNK] [CLS] [SEP] [PAD]
 [MASK]; users of the exported model get `[CLS] text [SEP]`. The vocabulary has exactly the size that
@@ -14,135 +15,27 @@ was asked for: what the corpus cannot fill is filled with [unused0], [unused1], 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import readers
 import stage
 
 from restomod.errors import UserError
-
-if TYPE_CHECKING:
-    import tokenizers
+from restomod.prepare.bpe import save_tokenizer, train_bpe
+from restomod.prepare.config import wrong_vocab_size
+from restomod.prepare.files import find_files
+from restomod.prepare.readers import Tally, read_documents, require_documents
+from restomod.prepare.sampling import sample_evenly
 
 FORMAT = 1
-SPECIAL_TOKENS = {
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "mask_token": "[MASK]",
-}
-VOCAB_MULTIPLE = 64
-SMALLEST_VOCAB = 320
-"""256 bytes and the special tokens, rounded up."""
 
 
 def check_vocab_size(size: int) -> None:
     """Raise UserError unless `size` is a multiple of 64 that holds every byte."""
-    if size < SMALLEST_VOCAB:
-        raise UserError(
-            f"--vocab-size {size}: too small for 256 bytes and the special tokens; "
-            f"use {SMALLEST_VOCAB} or more"
-        )
-    if size % VOCAB_MULTIPLE:
-        below = size // VOCAB_MULTIPLE * VOCAB_MULTIPLE
-        raise UserError(
-            f"--vocab-size {size}: not a multiple of {VOCAB_MULTIPLE}, which matrix products want; "
-            f"use {below} or {below + VOCAB_MULTIPLE}"
-        )
-
-
-def sample_evenly(documents: Iterable[str], budget_bytes: int) -> list[str]:
-    """Return every n-th document, so that they come to about `budget_bytes` and never above it by
-    more than one document. One pass; memory stays below twice the budget and a document."""
-    kept: list[tuple[int, str]] = []
-    stride, total = 1, 0
-    for number, document in enumerate(documents):
-        if number % stride:
-            continue
-        size = len(document.encode())
-        kept.append((size, document))
-        total += size
-        while total > 2 * budget_bytes and len(kept) > 1:
-            kept = kept[::2]
-            stride *= 2
-            total = sum(size for size, _ in kept)
-    if total <= budget_bytes:
-        return [document for _, document in kept]
-    chosen, seen, taken = [], 0, 0
-    for size, document in kept:
-        seen += size
-        if taken * total <= budget_bytes * (seen - size):
-            chosen.append(document)
-            taken += size
-    return chosen
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Learn a byte-level BPE vocabulary of exactly `vocab_size` tokens; equal texts in equal order
-    give equal vocabularies."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from tokenizers.processors import TemplateProcessing
-
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    # [MASK] takes the space before it, because words are learned with theirs.
-    special = [
-        AddedToken(token, lstrip=token == "[MASK]", normalized=False, special=True)
-        for token in SPECIAL_TOKENS.values()
-    ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    missing = vocab_size - backend.get_vocab_size()
-    backend.add_special_tokens(
-        [AddedToken(f"[unused{n}]", normalized=False, special=True) for n in range(missing)]
-    )
-    assert backend.get_vocab_size() == vocab_size
-    cls, sep = (backend.token_to_id(SPECIAL_TOKENS[f"{role}_token"]) for role in ("cls", "sep"))
-    backend.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B [SEP]",
-        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
-    )
-    return backend
-
-
-def save_tokenizer(backend: tokenizers.Tokenizer, folder: Path, model_max_length: int) -> None:
-    """Write the files that AutoTokenizer reads into `folder`."""
-    added = {
-        str(number): {
-            "content": token.content,
-            "lstrip": token.lstrip,
-            "normalized": token.normalized,
-            "rstrip": token.rstrip,
-            "single_word": token.single_word,
-            "special": token.special,
-        }
-        for number, token in sorted(backend.get_added_tokens_decoder().items())
-    }
-    config: dict[str, Any] = {
-        "added_tokens_decoder": added,
-        "clean_up_tokenization_spaces": False,
-        **SPECIAL_TOKENS,
-        "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": model_max_length,
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
-    backend.save(str(folder / "tokenizer.json"), pretty=True)
-    for name, content in (
-        ("tokenizer_config.json", config),
-        ("special_tokens_map.json", SPECIAL_TOKENS),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    wrong = wrong_vocab_size(size)
+    if wrong:
+        raise UserError(f"--vocab-size {wrong}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -182,7 +75,10 @@ def _work(arguments: argparse.Namespace) -> None:
     for option in ("max_mb", "model_max_length"):
         if not getattr(arguments, option) > 0:
             raise UserError(f"--{option.replace('_', '-')}: must be above 0")
-    inputs = {path: readers.find_files([path]) for path in dict.fromkeys(arguments.input)}
+    inputs = {
+        path: [Path(file.path) for file in find_files([path]).files]
+        for path in dict.fromkeys(arguments.input)
+    }
     manifest = stage.Manifest(
         script="train_tokenizer.py",
         format=FORMAT,
@@ -196,9 +92,9 @@ def _work(arguments: argparse.Namespace) -> None:
     if stage.is_current(arguments.out, manifest, force=arguments.force, refresh=arguments.refresh):
         return
     with stage.publish(arguments.out, manifest) as folder:
-        tally = readers.Tally()
+        tally = Tally()
         texts = _sample(inputs, arguments, tally)
-        readers.require_documents(tally, arguments.input)
+        require_documents(tally, arguments.input)
         backend = train_bpe(texts, arguments.vocab_size)
         save_tokenizer(backend, folder, arguments.model_max_length)
         from restomod.data.tokenizer import load_tokenizer
@@ -226,7 +122,7 @@ def _work(arguments: argparse.Namespace) -> None:
 
 
 def _sample(
-    inputs: dict[str, list[Path]], arguments: argparse.Namespace, tally: readers.Tally
+    inputs: dict[str, list[Path]], arguments: argparse.Namespace, tally: Tally
 ) -> list[str]:
     """Return the texts to learn from. Each input gets an equal share of --max-mb; small ones are
     read first, so that what they leave goes to the larger."""
@@ -235,7 +131,7 @@ def _sample(
     texts: list[str] = []
     with stage.progress(unit=" documents", desc="read") as bar:
         for number, path in enumerate(order):
-            documents = readers.read_documents([path], arguments.text_field, tally)
+            documents = read_documents([path], arguments.text_field, tally)
             counted = _counted((text for text, _ in documents), bar)
             chosen = sample_evenly(counted, left // (len(order) - number))
             left = max(0, left - sum(len(text.encode()) for text in chosen))

@@ -4,8 +4,8 @@
     python data_prep/write_mds.py --tokenizer data/demo/tokenizer \
         --dataset mds/train=corpus/train.jsonl --dataset mds/heldout=corpus/heldout.jsonl
 
-In: files or folders of documents (see readers.py) and a tokenizer. Out, for every data set, a
-folder that Streaming reads: shards of whole documents in the order of the input, in one column
+In: files or folders of documents (see restomod.prepare.files) and a tokenizer. Out, for every data
+set, a folder that Streaming reads: shards of whole documents in the order of the input, in a column
 `tokens` (`ndarray:uint16`, or `ndarray:uint32` above 65,536 ids), never truncated and without
 special tokens, which the loader adds. `--dataset` may be repeated: importing Streaming takes
 seconds, so one call for several data sets is quicker. Equal inputs give equal bytes.
@@ -21,19 +21,19 @@ Beside index.json lie
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import readers
 import stage
 
 from restomod.errors import UserError
+from restomod.prepare.config import COMPRESSION, parse_size
+from restomod.prepare.files import find_files
+from restomod.prepare.readers import Tally, read_documents, require_documents
+from restomod.prepare.shards import describe, write_description, write_shards
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,43 +41,8 @@ if TYPE_CHECKING:
     from restomod.data.tokenizer import Tokenizer
 
 FORMAT = 1
-COLUMN = "tokens"
 BATCH_CHARACTERS = 4_000_000
 BATCH_DOCUMENTS = 4096
-HASHES = ("sha1", "xxh64")
-UNITS = {"": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
-
-
-@dataclass
-class TokenTally:
-    """What was written."""
-
-    counts: np.ndarray
-    """[vocab_size] int64, occurrences of every id."""
-    documents: int = 0
-    tokens: int = 0
-    longest: int = 0
-    lengths: Counter[int] = field(default_factory=Counter)
-    """Documents by the largest power of two that is not above their length."""
-
-    def add(self, ids: np.ndarray) -> None:
-        """Count one document."""
-        self.documents += 1
-        self.tokens += len(ids)
-        self.longest = max(self.longest, len(ids))
-        self.lengths[1 << (len(ids).bit_length() - 1)] += 1
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that "64mb", "100kb" or "1000000" stand for; below 4 GiB, which is as far as
-    a shard's offsets reach."""
-    match = re.fullmatch(r"(\d+)\s*(kb|mb|gb|)", text.strip().lower())
-    size = int(match[1]) * UNITS[match[2]] if match else 0
-    if not 1024 <= size < 1 << 32:
-        raise UserError(
-            f"--size-limit {text}: give a size from 1kb to below 4gb, such as 64mb or 67108864"
-        )
-    return size
 
 
 def parse_datasets(arguments: argparse.Namespace) -> list[tuple[Path, list[str]]]:
@@ -119,54 +84,20 @@ def batches(documents: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, st
         yield batch
 
 
-def write_shards(
-    folder: Path,
-    documents: Iterable[tuple[str, str]],
-    tokenizer: Tokenizer,
-    tally: readers.Tally,
-    *,
-    size_limit: int,
-    compression: str,
-) -> TokenTally:
-    """Write the shards and index.json into the empty `folder`, and count what is in them.
-
-    Documents without a token, which MDS cannot hold, are dropped and counted in `tally`.
-    """
-    import numpy as np
-    from streaming import MDSWriter
-
-    class Writer(MDSWriter):
-        """Leaves no empty shard before a document that is larger than the limit."""
-
-        def flush_shard(self) -> None:
-            if self.new_samples:
-                super().flush_shard()
-
-    written = TokenTally(np.zeros(tokenizer.vocab_size, np.int64))
-    writer = Writer(
-        columns={COLUMN: f"ndarray:{tokenizer.dtype.name}"},
-        out=str(folder),
-        compression=None if compression == "none" else compression,
-        hashes=list(HASHES),
-        size_limit=size_limit,
-    )
-    try:
-        for batch in batches(documents):
-            encoded = tokenizer.encode_batch([text for text, _ in batch])
-            written.counts += np.bincount(np.concatenate(encoded), minlength=tokenizer.vocab_size)
-            for (_, origin), ids in zip(batch, encoded, strict=True):
-                if len(ids):
-                    written.add(ids)
-                    writer.write({COLUMN: ids})
-                else:
-                    tally.kept -= 1
-                    tally.read -= 1
-                    tally.drop("no_tokens", origin)
-        writer.finish()
-    except BaseException:
-        writer.cancel_future_jobs()
-        raise
-    return written
+def tokenised(
+    documents: Iterable[tuple[str, str]], tokenizer: Tokenizer, tally: Tally
+) -> Iterator[np.ndarray]:
+    """Yield the ids of every document. Those without a token, which MDS cannot hold, are dropped
+    and counted in `tally`."""
+    for batch in batches(documents):
+        encoded = tokenizer.encode_batch([text for text, _ in batch])
+        for (_, origin), ids in zip(batch, encoded, strict=True):
+            if len(ids):
+                yield ids
+            else:
+                tally.kept -= 1
+                tally.read -= 1
+                tally.drop("no_tokens", origin)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -207,8 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     datasets = parse_datasets(arguments)
-    size_limit = parse_size(arguments.size_limit)
-    if not re.fullmatch(r"none|zstd(:([1-9]|1\d|2[0-2]))?", arguments.compression):
+    size_limit = parse_size(arguments.size_limit, "--size-limit")
+    if not COMPRESSION.fullmatch(arguments.compression):
         raise UserError(f"--compression {arguments.compression}: use zstd, zstd:1 to :22, or none")
     from restomod.data.tokenizer import load_tokenizer
 
@@ -225,7 +156,7 @@ def _work(arguments: argparse.Namespace) -> None:
                 "size_limit": size_limit,
                 "compression": arguments.compression,
             },
-            inputs=stage.describe_files(readers.find_files(paths)),
+            inputs=stage.describe_files(Path(f.path) for f in find_files(paths).files),
             versions=stage.versions("tokenizers", "mosaicml-streaming", "zstandard"),
         )
         if not stage.is_current(out, manifest, force=arguments.force, refresh=arguments.refresh):
@@ -241,25 +172,27 @@ def _write_dataset(
     tokenizer: Tokenizer,
     arguments: argparse.Namespace,
 ) -> None:
-    import numpy as np
-
     with stage.publish(out, manifest) as folder:
-        tally = readers.Tally()
-        documents = readers.read_documents(paths, arguments.text_field, tally)
+        tally = Tally()
+        documents = read_documents(paths, arguments.text_field, tally)
+        shown = stage.progress(documents, unit=" documents", desc=out.name)
         written = write_shards(
             folder,
-            stage.progress(documents, unit=" documents", desc=out.name),
+            tokenised(shown, tokenizer, tally),
             tokenizer,
-            tally,
             size_limit=manifest.options["size_limit"],
             compression=arguments.compression,
         )
-        readers.require_documents(tally, paths)
-        attributes = describe(written, tokenizer, tally, paths)
-        (folder / "restomod.json").write_text(
-            json.dumps(attributes, indent=1) + "\n", encoding="utf-8"
+        require_documents(tally, paths)
+        attributes = describe(
+            written,
+            tokenizer,
+            text_bytes=tally.text_bytes,
+            dropped=tally.dropped,
+            altered=tally.altered,
+            sources=[Path(path).name for path in paths],
         )
-        np.save(folder / "token_counts.npy", written.counts)
+        write_description(folder, attributes, written.counts)
         manifest.result = {
             **tally.as_dict(),
             "tokens": written.tokens,
@@ -272,30 +205,6 @@ def _write_dataset(
         f"{out}: {written.documents} documents{dropped}, {written.tokens} tokens, "
         f"{tally.text_bytes / max(written.tokens, 1):.2f} bytes a token"
     )
-
-
-def describe(
-    written: TokenTally, tokenizer: Tokenizer, tally: readers.Tally, paths: Sequence[str]
-) -> dict[str, Any]:
-    """Return the content of restomod.json; the same wherever the same data was prepared."""
-    return {
-        "format": FORMAT,
-        "column": COLUMN,
-        "dtype": tokenizer.dtype.name,
-        "special_tokens": False,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "tokenizer_size": tokenizer.size,
-        "vocab_size": tokenizer.vocab_size,
-        "documents": written.documents,
-        "tokens": written.tokens,
-        "mean_tokens_per_document": written.tokens / max(written.documents, 1),
-        "longest_document": written.longest,
-        "length_histogram": {str(length): n for length, n in sorted(written.lengths.items())},
-        "text_bytes": tally.text_bytes,
-        "dropped": dict(sorted(tally.dropped.items())),
-        "altered": dict(sorted(tally.altered.items())),
-        "sources": [Path(path).name for path in paths],
-    }
 
 
 if __name__ == "__main__":

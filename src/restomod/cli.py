@@ -45,6 +45,15 @@ def main() -> int:
         sub.set_defaults(handler=run)
         return sub
 
+    prepare = command("prepare", _prepare, "make shards and a tokenizer out of raw text")
+    prepare.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
+    prepare.add_argument(
+        "--tokenizer-only", action="store_true", help="end when the tokenizer is there"
+    )
+    prepare.add_argument(
+        "--refresh", action="store_true", help="begin anew if the recipe or its input changed"
+    )
+
     plan = command("plan", _plan, "check a recipe and print what it amounts to, without training")
     plan.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
     plan.add_argument("--world-size", type=_positive, default=1, help="ranks to plan for")
@@ -163,6 +172,20 @@ def _train(words: Sequence[str]) -> int:
     from restomod.train.builder import prepare_run, train
 
     train(prepare_run(recipe, sources), STARTED)
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.prepare.config import load_preparation
+
+    words = arguments.recipe
+    recipe = load_preparation([w for w in words if "=" not in w], [w for w in words if "=" in w])
+    from restomod.prepare.pipeline import prepare
+
+    sys.stdout.write(
+        prepare(recipe, tokenizer_only=arguments.tokenizer_only, refresh=arguments.refresh)
+    )
     return 0
 
 

@@ -6,6 +6,7 @@ import pytest
 import train_tokenizer
 
 from restomod.data.tokenizer import load_tokenizer
+from restomod.prepare.readers import Tally
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -90,7 +91,7 @@ def test_every_input_has_its_share_and_small_ones_leave_theirs_to_the_others(tmp
     inputs = {str(tmp_path / n): [tmp_path / n] for n in ("c.jsonl", "small.jsonl", "b.jsonl")}
     parser = train_tokenizer.make_parser()
     arguments = parser.parse_args(["--input", "x", "--out", "x", "--max-mb", "0.21"])
-    texts = train_tokenizer._sample(inputs, arguments, train_tokenizer.readers.Tally())
+    texts = train_tokenizer._sample(inputs, arguments, Tally())
     shares = {letter: sum(text[0] == letter for text in texts) for letter in "sbc"}
     assert shares == {"s": 100, "b": 1000, "c": 1000}
 

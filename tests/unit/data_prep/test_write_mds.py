@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import readers
 import train_tokenizer
 import write_mds
 
 from restomod.data.tokenizer import load_tokenizer, token_dtype
 from restomod.errors import UserError
+from restomod.prepare.config import parse_size
+from restomod.prepare.readers import Tally
+from restomod.prepare.shards import write_shards
 
 TEXTS = [
     "x",  # one token
@@ -150,10 +152,12 @@ def stub(size):
 
 
 def test_documents_without_tokens_are_dropped_and_counted(tmp_path):
-    tally = readers.Tally(read=4, kept=4)
+    tally = Tally(read=4, kept=4)
     documents = [(str(n), f"f:{n}") for n in (0, 3, 0, 1)]
-    written = write_mds.write_shards(
-        make(tmp_path / "a"), documents, stub(100), tally, size_limit=1 << 20, compression="zstd"
+    tokenizer = stub(100)
+    ids = write_mds.tokenised(documents, tokenizer, tally)
+    written = write_shards(
+        make(tmp_path / "a"), ids, tokenizer, size_limit=1 << 20, compression="zstd"
     )
     assert [len(ids) for ids in stored(tmp_path / "a")] == [3, 1]
     assert (written.documents, written.tokens, written.longest) == (2, 4, 3)
@@ -163,11 +167,11 @@ def test_documents_without_tokens_are_dropped_and_counted(tmp_path):
 
 def test_a_document_above_the_size_limit_has_a_shard_of_its_own(tmp_path):
     documents = [("5000", "f:1"), ("3", "f:2"), ("4", "f:3"), ("6000", "f:4")]
-    write_mds.write_shards(
+    tokenizer = stub(100)
+    write_shards(
         make(tmp_path / "a"),
-        documents,
-        stub(100),
-        readers.Tally(),
+        write_mds.tokenised(documents, tokenizer, Tally()),
+        tokenizer,
         size_limit=1024,
         compression="zstd",
     )
@@ -178,11 +182,10 @@ def test_a_document_above_the_size_limit_has_a_shard_of_its_own(tmp_path):
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path):
     tokenizer = stub(70_000)
-    write_mds.write_shards(
+    write_shards(
         make(tmp_path / "a"),
-        [("5", "f:1")],
+        write_mds.tokenised([("5", "f:1")], tokenizer, Tally()),
         tokenizer,
-        readers.Tally(),
         size_limit=1 << 20,
         compression="zstd:9",
     )
@@ -217,11 +220,11 @@ def test_only_documents_without_tokens_is_an_error_and_writes_nothing(tmp_path, 
 
 
 def test_sizes():
-    assert write_mds.parse_size("64mb") == 64 << 20
-    assert write_mds.parse_size("2048") == 2048
+    assert parse_size("64mb", "size") == 64 << 20
+    assert parse_size("2048", "size") == 2048
     for text in ("4gb", "0", "64", "many", "-1", "1tb"):
         with pytest.raises(UserError, match="--size-limit"):
-            write_mds.parse_size(text)
+            parse_size(text, "--size-limit")
 
 
 @pytest.mark.parametrize(

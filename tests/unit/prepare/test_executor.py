@@ -1,0 +1,100 @@
+"""Tasks are done once each, whatever dies on the way, and what goes wrong reaches the user."""
+
+import os
+import signal
+
+import pytest
+
+from restomod.errors import UserError
+from restomod.prepare.config import ExecutionConfig, Preparation
+from restomod.prepare.executor import InProcess, Processes, open_executor, run_stage
+from restomod.prepare.job import Job
+
+
+@pytest.fixture
+def job(tmp_path):
+    return Job(Preparation(), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    workers = Processes(2, attempts=3)
+    yield workers
+    workers.close()
+
+
+def number(job, n):
+    with (job.folder / "calls").open("a") as file:
+        file.write(f"{n}\n")
+    return {"number": n}
+
+
+def killed_twice(job, n):
+    """Kill the worker that comes to task 5, the first two times."""
+    marks = [job.folder / f"killed {time}" for time in (1, 2)]
+    for mark in marks:
+        if n == 5 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return number(job, n)
+
+
+def always_killed(job, n):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refused(job, n):
+    raise UserError(f"shard {n}: is wrong")
+
+
+def broken(job, n):
+    raise ZeroDivisionError("somewhere")
+
+
+def tasks(count):
+    return {n: (n,) for n in range(count)}
+
+
+def test_results_come_in_order_and_a_finished_task_is_not_done_again(job, pool):
+    for workers in (InProcess(), pool):
+        assert run_stage(workers, number, job, "stage", {n: (n,) for n in (2, 0)}) == [
+            {"number": 2},
+            {"number": 0},
+        ]
+        found = run_stage(workers, number, job, "stage", tasks(4))
+        assert [result["number"] for result in found] == [0, 1, 2, 3]
+    calls = (job.folder / "calls").read_text().split()
+    assert sorted(calls) == ["0", "1", "2", "3"]
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_task_begun_anew(job, pool):
+    found = run_stage(pool, killed_twice, job, "stage", tasks(9))
+    assert [result["number"] for result in found] == list(range(9))
+    assert (job.folder / "killed 2").exists()
+
+
+def test_a_task_that_always_kills_its_worker_ends_the_job_and_names_itself(job, pool):
+    with pytest.raises(UserError, match=r"stage, task 0: its worker died 3 times.*memory"):
+        run_stage(pool, always_killed, job, "stage", tasks(1))
+    assert run_stage(pool, number, job, "next", tasks(1)) == [{"number": 0}]
+
+
+def test_an_exception_in_a_task_reaches_the_caller_with_its_place(job, pool):
+    for workers in (InProcess(), pool):
+        with pytest.raises(UserError, match="shard 0: is wrong"):
+            run_stage(workers, refused, job, "refused", tasks(1))
+        with pytest.raises(ZeroDivisionError) as raised:
+            run_stage(workers, broken, job, "broken", tasks(1))
+        assert "in broken" in str(raised.value.__cause__) or raised.traceback[-1].name == "broken"
+
+
+def test_who_does_the_work_is_chosen_by_the_recipe(monkeypatch):
+    with open_executor(ExecutionConfig(workers=1)) as one:
+        assert isinstance(one, InProcess)
+    with open_executor(ExecutionConfig(workers=2)) as two:
+        assert isinstance(two, Processes)
+    with (
+        open_executor(ExecutionConfig(ray="127.0.0.1:1")) as ray,
+        pytest.raises(UserError, match=r"execution.ray: 127.0.0.1:1: no Ray cluster answers"),
+    ):
+        list(ray.run([(number, Job(Preparation(), None), "stage", 0, (0,))]))
