@@ -176,7 +176,8 @@ class DataConfig:
     """Seconds that a remote may stay silent before a try counts as failed."""
     on_damaged_shard: str = field(default="stop", metadata={"choices": ("stop", "skip")})
     """What a shard does that stays damaged or missing after all tries: stop the run, or be skipped,
-    which is recorded in the skip ledger and in the metrics."""
+    which is recorded in the skip ledger and in the metrics. A remote that cannot be reached always
+    stops the run."""
 
 
 @dataclass
