@@ -458,60 +458,67 @@ def arrow_starts(folder: Path, shards: int, documents: int) -> float:
 
 
 def shuffle(arguments: argparse.Namespace, folder: Path) -> None:
-    """Domains and shards of neighbours. 1.00 is what independent draws give."""
     from streaming.base.partition import get_partitions
     from streaming.base.shuffle import get_shuffle
 
-    from restomod.config import DataConfig
-    from restomod.data.order import StreamCursor, StreamOrder
-    from restomod.data.random import keyed_generator
-
-    shards, documents, batch, lanes = 200, 3000, 256, 64
-    counts = {name: int(shards * share) for name, share in STREAMS.items()}
+    documents = 3000
+    counts = {name: int(200 * share) for name, share in STREAMS.items()}
     sizes = np.full(sum(counts.values()), documents)
     domain_of_shard = np.repeat(np.arange(len(counts)), list(counts.values()))
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     total = len(shard_of)
-
-    ids = get_partitions("relaxed", total, 64, 1, 1, 1, batch).ravel()
-    theirs = get_shuffle("py1e", sizes, 64, 17, 0, 1 << 18)[ids[ids >= 0]]
-
-    data = DataConfig(lanes=lanes)
-    begins = np.cumsum([0, *counts.values()])
-    cursors = [
-        [
-            StreamCursor(StreamOrder(17, name, np.full(count, documents), data), lane)
-            for name, count in counts.items()
-        ]
-        for lane in range(lanes)
-    ]
-    odds = [np.cumsum(list(STREAMS.values())) for _ in range(lanes)]
-    draws = [
-        np.searchsorted(odds[lane], keyed_generator(17, "draws", lane).random(total // lanes))
-        for lane in range(lanes)
-    ]
-    ours = []
-    for n in range(0, total // lanes // 8 * 8, 8):  # a row of eight documents from each lane
-        for lane in range(lanes):
-            for k in range(8):
-                stream = int(draws[lane][n + k])
-                shard, document = cursors[lane][stream].next()
-                ours.append((begins[stream] + shard) * documents + document)
-    say("shuffle: batches of 256 documents out of 200 shards of 3,000 in three domains")
+    ours, apart = our_order(counts, documents, 64)
+    say("shuffle: 200 shards of 3,000 documents in three domains, read by 64 lanes or nodes")
     say("(spread of a domain's share over batches, and how often two documents of a batch are of")
     say(" one shard, as multiples of what independent draws give; distance between neighbours as")
     say(" stored, as a share of a random pair's)")
-    say(f"{'order':<30}{'domain spread':>15}{'same shard':>12}{'distance':>10}")
-    for name, order in (("restomod, 64 lanes", np.array(ours)), ("py1e, 64 canonical", theirs)):
-        order = order[: len(order) // batch * batch].reshape(-1, batch)
-        domains = domain_of_shard[shard_of[order]]
-        share = (domains == 0).mean(1)
-        spread = share.std() / (share.mean() * (1 - share.mean()) / batch) ** 0.5
-        same = np.mean([_pairs(np.bincount(shard_of[row])) for row in order]) / (
-            _pairs(sizes) if total else 1
-        )
-        distance = np.abs(np.diff(order.astype(np.int64), axis=1)).mean() / (total / 3)
-        say(f"{name:<30}{spread:>15.2f}{same:>12.2f}{distance:>10.2f}")
+    say(f"{'documents a batch':>18}{'':>28}{'domain spread':>15}{'same shard':>12}{'distance':>10}")
+    for batch in (256, 2048, 16_384):
+        ids = get_partitions("relaxed", total, 64, 1, 1, 1, batch).ravel()
+        theirs = get_shuffle("py1e", sizes, 64, 17, 0, 1 << 18)[ids[ids >= 0]]
+        for name, order in (("restomod, rows of 8,192", ours), ("Streaming, py1e", theirs)):
+            batches = order[: len(order) // batch * batch].reshape(-1, batch)
+            share = (domain_of_shard[shard_of[batches]] == 0).mean(1)
+            spread = share.std() / (share.mean() * (1 - share.mean()) / batch) ** 0.5
+            same = np.mean([_pairs(np.bincount(shard_of[b])) for b in batches]) / _pairs(sizes)
+            distance = np.abs(np.diff(batches.astype(np.int64), axis=1)).mean() / (total / 3)
+            say(f"{batch:>18,}    {name:<24}{spread:>15.2f}{same:>12.2f}{distance:>10.2f}")
+    say(f"documents drawn between a row's first and its last, mean: {apart:.0f}")
+
+
+def our_order(counts: dict[str, int], documents: int, lanes: int) -> tuple[np.ndarray, float]:
+    """Return the documents of one epoch in the order of rows, the lanes in turn, and how far apart
+    a row's documents were drawn."""
+    from restomod.config import DataConfig
+    from restomod.data.mixture import stream_draws
+    from restomod.data.order import StreamCursor, StreamOrder
+    from restomod.data.packer import Packer
+    from restomod.data.random import keyed_generator
+
+    data = DataConfig(lanes=lanes)
+    orders = [StreamOrder(17, n, np.full(count, documents), data) for n, count in counts.items()]
+    begins = np.cumsum([0, *counts.values()])
+    each = sum(counts.values()) * documents // lanes
+    drawn_lengths = lengths("log-normal, cut at 1,024", each)
+    rows: list[list[list[int]]] = []
+    apart: list[int] = []
+    for lane in range(lanes):
+        cursors = [StreamCursor(order, lane) for order in orders]
+        streams = stream_draws(17, lane, 0, each, list(STREAMS.values())).tolist()
+        packer: Packer[tuple[int, int]] = Packer()
+        of_lane: list[list[int]] = []
+        for age, (stream, length) in enumerate(zip(streams, drawn_lengths.tolist(), strict=True)):
+            shard, document = cursors[stream].next()
+            place = int((begins[stream] + shard) * documents + document)
+            packer.add(age, length, (age, place))
+            if packer.tokens >= data.buffer_rows * 8192:
+                generator = keyed_generator(17, "row", lane, len(of_lane))
+                row = packer.row(8192, 512, generator)
+                of_lane.append([place for _, place in row])
+                apart.append(max(age for age, _ in row) - min(age for age, _ in row))
+        rows.append(of_lane)
+    in_turn = [row for turn in zip(*rows, strict=False) for row in turn]
+    return np.array([place for row in in_turn for place in row]), float(np.mean(apart))
 
 
 def _pairs(counts: np.ndarray) -> float:
