@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from restomod.data import shards
+from restomod.data import files
 from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
 from restomod.recipe import load_recipe
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(shards, "time", SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=lambda _: None))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from functools import partial
 import numpy as np
 
 from restomod.config import DataConfig, PhaseConfig
+from restomod.data.files import DamagedShardError
 from restomod.data.mixture import Odds, stream_draws
 from restomod.data.mlm import mask_rate
 from restomod.data.order import StreamCursor, StreamOrder
@@ -39,7 +40,7 @@ from restomod.data.rows import (
     RowBuilder,
     SpecialTokens,
 )
-from restomod.data.shards import DamagedShardError, ShardedDataset
+from restomod.data.shards import ShardedDataset
 from restomod.data.state import COUNTERS, LaneDelta, LaneState
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError

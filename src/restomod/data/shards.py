@@ -3,30 +3,25 @@
 In: a folder (local or remote) with index.json, as `data_prep/write_mds.py` or Streaming's MDSWriter
 leaves it. Out: ordinary token ids by (shard, document); what a data set stores around its documents
 ([CLS], [SEP], [PAD]) is taken off, text is tokenised. Every shard is checked against its recorded
-size and hash when a process first opens it; compressed and remote ones go through the cache
-(`data/cache.py`), and a copy that proves damaged there is made anew. `data/lanes.py` is the caller.
+size and hash when a process first opens it (`data/files.py`). `data/lanes.py` is the caller.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import mmap
 import os
-import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from restomod.config import DataConfig, StreamConfig
-from restomod.data.cache import Cache, lock_shared, retried
-from restomod.data.mds import Column, RawShard, Stored, decompress, digest, parse_index
+from restomod.data.cache import Cache, lock_shared
+from restomod.data.files import DamagedShardError, ShardFiles
+from restomod.data.mds import Column, RawShard, parse_index
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
 
@@ -53,14 +48,6 @@ class DatasetAttributes:
     def exact(self) -> bool:
         """Whether the tokens were counted, rather than estimated."""
         return self.source == MANIFEST
-
-
-class DamagedShardError(UserError):
-    """A shard that is missing or damaged, and stayed so."""
-
-
-class _ArrivedDamaged(Exception):
-    """A download that is not what the index records."""
 
 
 class OpenShards:
@@ -120,23 +107,22 @@ class ShardedDataset:
             Path(config.local or Path(cache_dir) / "shards"),
             int(self._settings.cache_limit_gb * 1e9),
         )
-        self._downloaders: dict[tuple[int, int], Any] = {}
-        """By process and thread."""
-        content = self._read_index()
+        self._files = ShardFiles(name, config.path, self.cache, self._settings)
+        content = self._files.read_index()
         try:
-            self.index = parse_index(content)
+            self.index = self._files.index = parse_index(content)
             self.column = Column(self.index, config.column)
         except ValueError as error:
-            raise UserError(f"{self._label('index.json')}: is not an MDS index: {error}") from error
+            raise UserError(
+                f"{self._files.label('index.json')}: is not an MDS index: {error}"
+            ) from error
         self.fingerprint = self.index.fingerprint
         self.shard_documents = self.index.documents
         self.documents = int(self.shard_documents.sum())
         if self.documents == 0:
-            raise UserError(f"{self._label('index.json')}: holds no documents")
-        self._files = self.cache.root / self.fingerprint[:16]
+            raise UserError(f"{self._files.label('index.json')}: holds no documents")
         if self.cached:
             self.cache.remove_leftovers()
-        self._verified: set[int] = set()
         self.opened: set[int] = set()
         """Shards that were read at least once in this process."""
         self._edges: set[int] = set()
@@ -152,7 +138,7 @@ class ShardedDataset:
     @property
     def cached(self) -> bool:
         """Whether shards are copied into the cache, being remote or compressed."""
-        return self._remote or self.index.packed is not None
+        return self._files.cached
 
     def tokens(self, shard: int, document: int) -> np.ndarray:
         """Return the ordinary ids of one document, [length] of the stored type; a read-only view
@@ -170,11 +156,11 @@ class ShardedDataset:
 
     def place(self, shard: int, document: int) -> str:
         """Return where a document is stored, for a message."""
-        return f"{self._label(self.index.raw[shard].file)}: document {document}"
+        return f"{self._files.label(self.index.raw[shard].file)}: document {document}"
 
     def prefetch(self, shard: int) -> None:
         """Make a shard ready for opening; raises as opening it would."""
-        self._prepare(shard)
+        self._files.prepare(shard)
 
     def token_counts(self, vocab_size: int, limit: int = 10_000_000) -> np.ndarray:
         """Return how often each id occurs, [vocab_size] int64: from token_counts.npy where the data
@@ -221,15 +207,15 @@ class ShardedDataset:
     def open_shard(self, shard: int) -> _OpenShard:
         """Open a shard anew; `OpenShards` calls this."""
         self.opened.add(shard)
-        label = self._label(self.index.raw[shard].file)
+        label = self._files.label(self.index.raw[shard].file)
         while True:
-            path = self._prepare(shard)
+            path = self._files.prepare(shard)
             try:
                 opened = _OpenShard(
                     path, self.column, int(self.shard_documents[shard]), self.cached
                 )
             except FileNotFoundError:  # removed from the cache in between
-                self._verified.discard(shard)
+                self._files.forget(shard)
             except ValueError as error:
                 raise DamagedShardError(f"{label}: the shard is damaged: {error}") from error
             except OSError as error:  # too many open files, no permission: no fault of the shard
@@ -282,7 +268,7 @@ class ShardedDataset:
 
     def _recorded_attributes(self) -> DatasetAttributes | None:
         """Return what restomod.json beside the index says."""
-        content = self._read_beside("restomod.json")
+        content = self._files.read_beside("restomod.json")
         if content is None:
             return None
         try:
@@ -291,7 +277,9 @@ class ShardedDataset:
                 int(found["tokens"]), MANIFEST, str(found["tokenizer_fingerprint"])
             )
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._label('restomod.json')}: cannot be read: {error!r}") from error
+            raise UserError(
+                f"{self._files.label('restomod.json')}: cannot be read: {error!r}"
+            ) from error
 
     def _without_edges(self, tokens: np.ndarray) -> np.ndarray:
         """Take off what was stored around a document. No text encodes to a special token."""
@@ -313,155 +301,6 @@ class ShardedDataset:
                 f"{self.place(shard, document)} is not UTF-8: {error}"
             ) from error
         return self._tokenizer.encode_batch([text])[0]
-
-    def _label(self, file: str) -> str:
-        return f"{self.path.rstrip('/')}/{file} (stream {self.name})"
-
-    @property
-    def _remote(self) -> bool:
-        return "://" in self.path
-
-    def _read_index(self) -> bytes:
-        if not self._remote:
-            folder = Path(self.path)
-            if not folder.is_dir():
-                raise UserError(f"{self.path} (stream {self.name}): no such data folder")
-            if not (folder / "index.json").is_file():
-                raise UserError(
-                    f"{self._label('index.json')}: is missing, so the folder is no MDS data set; "
-                    "data_prep/write_mds.py makes one"
-                )
-            return (folder / "index.json").read_bytes()
-        try:
-            return self._download("index.json", self._settings.download_attempts)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(
-                f"{self._label('index.json')}: cannot be downloaded: {error}"
-            ) from error
-
-    def _read_beside(self, file: str) -> bytes | None:
-        """Return a file beside the index, None if there is none."""
-        if not self._remote:
-            path = Path(self.path) / file
-            return path.read_bytes() if path.is_file() else None
-        found: list[bytes] = []
-
-        def fetch() -> None:
-            try:
-                found.append(self._download(file, attempts=1))
-            except Exception as error:
-                if not _is_missing(error):
-                    raise
-
-        try:
-            retried(self._settings.download_attempts, time.sleep, fetch)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{self._label(file)}: cannot be downloaded: {error}") from error
-        return found[0] if found else None
-
-    def _download(self, file: str, attempts: int) -> bytes:
-        """Fetch one file of a remote data set through Streaming and return its content."""
-        from streaming.base.storage import CloudDownloader
-
-        with self.cache.downloading(file) as temporary:
-            # Kept, as S3's takes 0.2 s to make; connections outlive neither a fork nor a failure.
-            key = os.getpid(), threading.get_ident()
-
-            def fetch() -> None:
-                downloader = self._downloaders.pop(key, None) or CloudDownloader.get(self.path)
-                downloader.download(
-                    f"{self.path.rstrip('/')}/{file}",
-                    str(temporary),
-                    timeout=self._settings.download_timeout_s,
-                )
-                self._downloaders[key] = downloader
-
-            retried(attempts, time.sleep, fetch)
-            return temporary.read_bytes()
-
-    def _prepare(self, shard: int) -> Path:
-        """Return the path of a raw shard whose content is as recorded, made if need be."""
-        raw = self.index.raw[shard]
-        path = Path(self.path) / raw.file if not self.cached else self._files / raw.file
-        if shard in self._verified and path.exists():
-            return path
-        label = self._label(raw.file)
-        try:
-            if not self.cached:
-                if not path.is_file():
-                    raise DamagedShardError(f"{label}: the shard is missing")
-                problem = _file_problem(path, raw)
-                if problem:
-                    raise DamagedShardError(f"{label}: the shard is damaged: {problem}")
-            else:
-                with self.cache.alone(path):
-                    if not _is_whole(path, raw):
-                        self._make(shard, path)
-        except OSError as error:
-            lost = error.errno == errno.EIO
-            raise (DamagedShardError if lost else UserError)(
-                f"{label}: cannot be read: {error}"
-            ) from error
-        self._verified.add(shard)
-        return path
-
-    def _make(self, shard: int, path: Path) -> None:
-        """Write the raw form of a compressed or remote shard to `path`, checked on both sides."""
-        index = self.index
-        packed = index.packed[shard] if index.packed else index.raw[shard]
-        content = self._fetch(packed)
-        if index.packed:
-            try:
-                content = decompress(index.compression, content)
-            except ValueError as error:
-                raise DamagedShardError(
-                    f"{self._label(packed.file)}: the shard is damaged: {error}"
-                ) from error
-            problem = _problem(content, index.raw[shard])
-            if problem:
-                raise DamagedShardError(
-                    f"{self._label(packed.file)}: the shard is damaged: unpacked, {problem}"
-                )
-        with self.cache.making(path, len(content)) as file:
-            file.write(content)
-
-    def _fetch(self, stored: Stored) -> bytes:
-        """Return a shard as it is stored, with the right hash."""
-        label = self._label(stored.file)
-        if not self._remote:
-            source = Path(self.path) / stored.file
-            if not source.is_file():
-                raise DamagedShardError(f"{label}: the shard is missing")
-            content = source.read_bytes()
-            problem = _problem(content, stored)
-            if problem:
-                raise DamagedShardError(f"{label}: the shard is damaged: {problem}")
-            return content
-        fetched: list[bytes] = []
-
-        def fetch() -> None:
-            content = self._download(stored.file, attempts=1)
-            problem = _problem(content, stored)
-            if problem:
-                raise _ArrivedDamaged(f"{label}: the shard arrived damaged: {problem}")
-            fetched.append(content)
-
-        try:
-            retried(self._settings.download_attempts, time.sleep, fetch)
-        except UserError:
-            raise
-        except Exception as error:
-            # That a remote cannot be reached is no reason to leave its shards out.
-            lost = _is_missing(error) or _is_damaged(error)
-            raise (DamagedShardError if lost else UserError)(
-                f"{label}: cannot be downloaded in {self._settings.download_attempts} attempts: "
-                f"{error}"
-            ) from error
-        return fetched[0]
 
 
 class _OpenShard:
@@ -502,52 +341,10 @@ class _OpenShard:
         self._close()
 
 
-def _is_missing(error: BaseException) -> bool:
-    """Return whether a remote said that there is no such file, which each does in its own way."""
-    answer: Any = getattr(error, "response", None)
-    if isinstance(answer, dict):  # botocore
-        return answer.get("Error", {}).get("Code") in ("404", "NoSuchKey")
-    return isinstance(error, FileNotFoundError) or getattr(answer, "status_code", None) == 404
-
-
-def _is_damaged(error: BaseException) -> bool:
-    """Return whether a download came to its end, but is wrong: by our hash or by the remote's."""
-    return isinstance(error, _ArrivedDamaged) or "Checksum" in type(error).__name__
-
-
-def _is_whole(path: Path, stored: Stored) -> bool:
-    """Return whether a file of the cache is there and as recorded."""
-    try:
-        return not _file_problem(path, stored)
-    except FileNotFoundError:  # perhaps removed this instant
-        return False
-
-
 def _touch(path: Path) -> None:
     """Mark a file of the cache as used now; another user's cannot be."""
     with suppress(OSError):
         os.utime(path)
-
-
-def _file_problem(path: Path, stored: Stored) -> str:
-    """Return how a file differs from its recorded size and hash, read through a map rather than
-    into memory."""
-    with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size != stored.bytes or not stored.bytes:
-            return _problem(file.read(), stored)
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _problem(content, stored)
-
-
-def _problem(content: bytes | mmap.mmap, stored: Stored) -> str:
-    """Return how content differs from its recorded size and hash; nothing: an empty text."""
-    if len(content) != stored.bytes:
-        return f"{len(content)} bytes, {stored.bytes} are recorded"
-    if stored.algorithm:
-        actual = digest(stored.algorithm, content)
-        if actual != stored.digest:
-            return f"its {stored.algorithm} is {actual}, not {stored.digest}"
-    return ""
 
 
 def _spread(count: int, chosen: int) -> np.ndarray:

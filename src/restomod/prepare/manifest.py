@@ -126,7 +126,7 @@ class Places:
                 if not piece.begin:
                     lines[key] = 0
                 before.append(lines[key])
-                pass
+                lines[key] += count
             self._before.append(before)
 
     def __call__(self, unit: int, piece: int, number: int) -> tuple[str, int]:

@@ -11,6 +11,7 @@ import pytest
 from restomod.config import DataConfig, StreamConfig
 from restomod.data import cache as cache_module
 from restomod.data.cache import Cache
+from restomod.data.files import ShardFiles
 from restomod.data.shards import ShardedDataset
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
@@ -169,14 +170,14 @@ def test_space_is_taken_before_it_is_written(cache):
 def test_two_processes_make_a_shard_once(data, tmp_path, monkeypatch):
     made = FORK.Value("i", 0)
     expected = data(tmp_path / "alone")
-    whole = ShardedDataset._make
+    whole = ShardFiles._make
 
     def counted(self, shard, path):
         with made.get_lock():
             made.value += 1
         whole(self, shard, path)
 
-    monkeypatch.setattr(ShardedDataset, "_make", counted)
+    monkeypatch.setattr(ShardFiles, "_make", counted)
     tokens = [expected.tokens(shard, 0).tolist() for shard in range(10)]
     made.value = 0
 

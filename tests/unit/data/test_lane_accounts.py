@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restomod.config import DataConfig, PhaseConfig
+from restomod.data.files import DamagedShardError
 from restomod.data.lanes import Lane, LaneSetting
 from restomod.data.order import StreamCursor
-from restomod.data.shards import DamagedShardError
 from restomod.data.state import LaneState
 
 V = 1000

@@ -15,8 +15,8 @@ import pytest
 from streaming import MDSWriter
 
 from restomod.data import lanes
+from restomod.data.files import DamagedShardError
 from restomod.data.loader import Loader, explain
-from restomod.data.shards import DamagedShardError
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.recipe import load_recipe

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from streaming import MDSWriter
 
 from restomod.config import StreamConfig
+from restomod.data.files import DamagedShardError
 from restomod.data.loader import Loader
 from restomod.data.mds import parse_index
-from restomod.data.shards import DamagedShardError, ShardedDataset
+from restomod.data.shards import ShardedDataset
 from restomod.data.sources import open_sources
 from restomod.data.tokenizer import load_tokenizer
 from restomod.errors import UserError

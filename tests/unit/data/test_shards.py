@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from restomod.config import StreamConfig
-from restomod.data import shards
+from restomod.data import files
 from restomod.data.shards import ShardedDataset
 from restomod.errors import UserError
 
@@ -124,7 +124,7 @@ def test_remote_data_is_downloaded_by_streaming(copy, tmp_path, monkeypatch):
             shutil.copyfile(folder / remote.rpartition("/")[2], local)
 
     monkeypatch.setitem(download.DOWNLOADER_MAPPINGS, "shelf", Shelf)
-    monkeypatch.setattr(shards, "time", SimpleNamespace(sleep=lambda _: None))
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=lambda _: None))
     remote = ShardedDataset("prose", StreamConfig(path="shelf://bucket/mds"), tmp_path / "far")
     assert all_tokens(remote) == all_tokens(open_it())
     next(folder.glob("*.zstd")).unlink()

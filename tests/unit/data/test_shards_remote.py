@@ -9,8 +9,9 @@ import pytest
 from streaming import MDSWriter
 
 from restomod.config import DataConfig, StreamConfig
-from restomod.data import shards
-from restomod.data.shards import DamagedShardError, ShardedDataset
+from restomod.data import files
+from restomod.data.files import DamagedShardError
+from restomod.data.shards import ShardedDataset
 from restomod.errors import UserError
 from restomod.tools.folder import describe_folder
 from tests.s3 import s3, server  # noqa: F401
@@ -20,7 +21,7 @@ from tests.s3 import s3, server  # noqa: F401
 def pauses(monkeypatch):
     """Pauses between tries, which are noted instead of made."""
     found = []
-    monkeypatch.setattr(shards, "time", SimpleNamespace(sleep=found.append))
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=found.append))
     return found
 
 
