@@ -363,6 +363,8 @@ def test_from_object_store_to_object_store(corpus, made, tmp_path, monkeypatch):
         assert all(got[n] == wanted[n] for n in wanted if n.endswith((".zstd", "index.json")))
         assert not (tmp_path / "work").exists()
         assert "up to date" in run(tmp_path, "s3://texts/out", f"work_dir={tmp_path / 'work'}")
+        with pytest.raises(UserError, match="s3://nobucket/out: cannot be written"):
+            run(tmp_path, "s3://nobucket/out", f"work_dir={tmp_path / 'work'}")
         with pytest.raises(UserError, match="no such file"):
             run(tmp_path, tmp_path / "x", "sources.code.paths=[s3://texts/nowhere]")
     finally:

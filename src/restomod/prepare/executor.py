@@ -202,7 +202,7 @@ class RayExecutor:
         if not tasks:
             return
         import ray
-        from ray.exceptions import RayTaskError, WorkerCrashedError
+        from ray.exceptions import RayError, RayTaskError
 
         if not ray.is_initialized():
             address = self._config.ray
@@ -226,12 +226,12 @@ class RayExecutor:
             task = pending.pop(ended[0])
             try:
                 yield ray.get(ended[0])
-            except WorkerCrashedError:
-                _check_attempts(task, self._config.attempts, self._config.attempts)
             except RayTaskError as error:
                 if isinstance(error.cause, UserError):
                     raise UserError(str(error.cause)) from error
                 raise
+            except RayError:  # worker or node died, or the memory was full, every time
+                _check_attempts(task, self._config.attempts, self._config.attempts)
 
 
 def _check_reachable(address: str) -> None:

@@ -17,6 +17,7 @@ from restomod.prepare.files import MANIFEST, is_remote, read_bytes
 from restomod.prepare.job import Job
 
 TOKENIZER = "tokenizer"
+PROBE = ".writable"
 PREPARED = "preparation.json"
 """Beside a tokenizer that was published alone, so that the whole output may replace it."""
 
@@ -54,6 +55,12 @@ def check_target(out: str) -> None:
         raise UserError(
             f"{out}: exists and holds no finished preparation; choose another out, or delete it"
         )
+    if is_remote(out):
+        try:  # better now than after hours
+            system.pipe_file(f"{inside}/{PROBE}", b"-")
+            system.rm_file(f"{inside}/{PROBE}")
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written: {error}") from error
 
 
 def publish_tokenizer(job: Job, described: dict[str, Any], out: str) -> None:
