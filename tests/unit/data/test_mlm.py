@@ -2,6 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from restomod.config import MaskConfig, MaskStep, PhaseConfig
 from restomod.data import mask_tokens
@@ -80,6 +82,35 @@ def test_same_generator_gives_the_same_masks():
     first, second, other = masked(seed=1), masked(seed=1), masked(seed=2)
     assert (first[1] == second[1]).all()
     assert (first[1] != other[1]).any()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(0, V - 1), min_size=1, max_size=300),
+    st.floats(0.01, 0.99),
+    st.floats(0, 1),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_any_tokens_are_masked_by_the_rules(ids, rate, mask_share, whole_word, seed):
+    config = MaskConfig(mask_share=mask_share, random_share=1 - mask_share, whole_word=whole_word)
+    tokens = np.array(ids, np.int32)
+    before = tokens.copy()
+    masker = Masker(config, Vocabulary())
+    inputs, positions = masker(tokens, np.random.default_rng(seed), rate)
+    again, same = masker(tokens, np.random.default_rng(seed), rate)
+    assert (tokens == before).all()
+    assert (inputs == again).all()
+    assert (positions == same).all()
+    assert inputs.dtype == tokens.dtype
+    assert (np.diff(positions) > 0).all()
+    assert not np.isin(tokens[positions], SPECIAL).any()
+    others = np.setdiff1d(np.arange(len(tokens)), positions)
+    assert (inputs[others] == tokens[others]).all()
+    replaced = inputs[positions][inputs[positions] != MASK]
+    assert not np.isin(replaced, SPECIAL).any()
+    if mask_share == 1:
+        assert not len(replaced)
 
 
 def words(count, seed=0):
