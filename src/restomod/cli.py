@@ -59,14 +59,22 @@ def main() -> int:
     plan.add_argument("--world-size", type=_positive, default=1, help="ranks to plan for")
 
     inspect = command(
-        "inspect", _inspect, "print what each step of a recipe trains on, without training"
+        "inspect",
+        _inspect,
+        "print what each step of a recipe trains on, without training, or what a data set holds",
     )
-    inspect.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
+    inspect.add_argument(
+        "recipe",
+        nargs="+",
+        metavar="RECIPE.yaml|key=value|FOLDER",
+        help=f"{RECIPE_HELP}; or one MDS folder, local or remote",
+    )
     inspect.add_argument(
         "--steps", default="0:10", metavar="FROM:TO", help="steps, the last excluded"
     )
     inspect.add_argument("--world-size", type=_positive, default=1, help="ranks to imitate")
     inspect.add_argument("--workers", type=int, default=0, help="loader processes of each rank")
+    inspect.add_argument("--tokenizer", default="", help="the tokenizer of a FOLDER's ids or text")
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
 
     evaluate = command("eval", _eval, "evaluate a run's newest checkpoint on its held-out data")
@@ -156,10 +164,11 @@ def _read(words: Sequence[str], world_size: int) -> Recipe:
 
 def _train(words: Sequence[str]) -> int:
     _set_up_process()
-    recipe = _read(words, int(os.environ.get("WORLD_SIZE", "1")))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    recipe = _read(words, world_size)
     from restomod.data.sources import open_sources
 
-    sources = open_sources(recipe)  # mistakes show before torch is imported
+    sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
     from restomod.train.builder import prepare_run, train
 
     train(prepare_run(recipe, sources), STARTED)
@@ -188,6 +197,12 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    folder = arguments.recipe[0]
+    if len(arguments.recipe) == 1 and ("://" in folder or Path(folder).is_dir()):
+        from restomod.tools.folder import describe_folder
+
+        sys.stdout.write(describe_folder(folder, arguments.tokenizer, arguments.json))
+        return 0
     from restomod.tools.inspect import inspect_steps
 
     first, colon, last = arguments.steps.partition(":")

@@ -124,8 +124,15 @@ class StreamConfig:
 
     path: str = ""
     """Folder that holds index.json: a local path, or a remote that Streaming reads (s3://...)."""
+    local: str = ""
+    """Node-local folder that keeps downloaded and unpacked shards; under cache_dir when empty."""
     domain: str = ""
     """Name under which metrics group the stream; the stream's own name when empty."""
+    column: str = ""
+    """Column with token ids or text; found by name and type when empty."""
+    max_epochs: float = 1000.0
+    """How often the stream may be read in a run, each time in a new order; a recipe that needs more
+    is refused. Repeating more than about four times teaches little (arXiv 2305.16264)."""
 
 
 @dataclass
@@ -139,14 +146,48 @@ class DataConfig:
     every world size that the run may ever have; fixed for the life of the run."""
     workers: int = 1
     """Loader processes per rank; 0 reads in the main process. Changes nothing but speed."""
-    buffer_rows: int = 4
-    """Rows' worth of waiting chunks from which each lane packs."""
+    buffer_rows: int = 16
+    """Rows' worth of waiting chunks in each lane, from which its rows are drawn: so the chunks of a
+    long document mix with others, which a short run feels (benchmarks/results/demo-packing.md)."""
     tokens_per_document_min: int = 16
     """A row is closed at row_tokens / this many documents, so that cu_seqlens has a static size."""
+    special_tokens: str = field(
+        default="each_chunk", metadata={"choices": ("each_chunk", "document_ends", "none")}
+    )
+    """Where [CLS] and [SEP] stand: around each chunk, at a document's first and last chunk's outer
+    ends only, or nowhere. Those that a data set has stored around its documents are taken off
+    first."""
+    skip_shorter_than: int = 1
+    """Documents with fewer ordinary tokens are left out, and counted."""
     shuffle_block_documents: int = 65_536
-    """Documents permuted together within a lane's share of a stream."""
+    """Documents permuted together within a lane's share of a stream, at most."""
     shuffle_shards: int = 4
-    """Places of a lane's share that one block draws from."""
+    """Places of a lane's share that one block draws from: about as many shards, or up to twice as
+    many where a place lies across two, are open at a time for every lane and stream."""
+    shards_open_per_rank: int = 512
+    """Most shards that a rank keeps open. A recipe whose order needs more is refused; fewer lanes,
+    fewer shuffle_shards or more ranks need fewer."""
+    cache_limit_gb: float = 1000.0
+    """Disk that downloaded and unpacked shards may take in a node's cache folder, in GB; those that
+    were not used for longest go first. A recipe that needs more at once is refused."""
+    download_attempts: int = 5
+    """Tries to fetch a shard, with growing pauses between them."""
+    download_timeout_s: float = 120.0
+    """Seconds that a remote may stay silent before a try counts as failed."""
+    on_damaged_shard: str = field(default="stop", metadata={"choices": ("stop", "skip")})
+    """What a shard does that stays damaged or missing after all tries: stop the run, or be skipped,
+    which is recorded in the skip ledger and in the metrics. A remote that cannot be reached always
+    stops the run."""
+
+
+@dataclass
+class MaskStep:
+    """A mask rate from some point of the phase on."""
+
+    at: str = "0"
+    """Slots since the phase began."""
+    rate: float = 0.3
+    """Share of ordinary tokens that are predicted, there."""
 
 
 @dataclass
@@ -154,11 +195,19 @@ class MaskConfig:
     """Masked-language-model corruption (paper, section 2.2)."""
 
     rate: float = 0.3
-    """Share of ordinary tokens that are predicted."""
+    """Share of ordinary tokens that are predicted, from the phase's beginning."""
+    later: list[MaskStep] = field(default_factory=list)
+    """Other rates later on, in order."""
+    between: str = field(default="steps", metadata={"choices": ("steps", "linear")})
+    """How the rate gets from one to the next of `later`: at once when it is reached, or in a
+    straight line towards it."""
     mask_share: float = 0.8
-    """Of these, the share replaced by [MASK]."""
+    """Of the predicted tokens, the share replaced by [MASK]; 1 replaces all (NeoBERT)."""
     random_share: float = 0.1
     """Of these, the share replaced by a random ordinary token; the rest stay as they are."""
+    whole_word: bool = False
+    """Whether words are drawn rather than tokens: all tokens of a word are predicted, or none (of
+    words longer than 8 tokens, pieces of 8)."""
 
 
 @dataclass
@@ -203,7 +252,13 @@ class PhaseConfig:
     micro_batch_rows: int = 1
     """Rows that a device computes at a time; changes memory and speed, not results."""
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of tokens by stream name; need not add up to one."""
+    """What is drawn of each stream, in the unit of `mixture_by`; 0 leaves a stream out."""
+    mixture_by: str = field(
+        default="proportion", metadata={"choices": ("proportion", "repeat", "choose")}
+    )
+    """What the mixture's numbers are. proportion: shares of the tokens, which need not add up to
+    one. repeat: how often each stream is read while one with 1 is read once. choose: how many
+    documents of each stream make up a turn."""
     objective: str = field(default="mlm", metadata={"choices": ("mlm", "clm")})
     """mlm: masked tokens from both sides (`mask`). clm: every next token from those before it, with
     causal attention; evaluation does likewise."""
@@ -288,7 +343,7 @@ class Recipe:
     runs_dir: str = "runs"
     """Folder that holds the run's folder."""
     cache_dir: str = "cache"
-    """Node-local folder for decompressed and downloaded shards."""
+    """Node-local folder for downloaded and unpacked shards and for compiled code."""
     seed: int = 17
     """Seed of initialisation, data order, masks and dropout."""
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})

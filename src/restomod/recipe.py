@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from restomod.config import DataConfig, PhaseConfig, Recipe, parse_slots
+from restomod.config import DataConfig, MaskConfig, PhaseConfig, Recipe, parse_slots
 from restomod.errors import UserError
 from restomod.strict import load_strict
 
@@ -167,10 +167,16 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
         require(getattr(data, name) > 0, f"data.{name}", "must be positive")
     for name in ("shuffle_block_documents", "shuffle_shards"):
         require(getattr(data, name) > 0, f"data.{name}", "must be positive")
+    for name in ("shards_open_per_rank", "cache_limit_gb", "download_attempts"):
+        require(getattr(data, name) > 0, f"data.{name}", "must be positive")
+    require(data.download_timeout_s > 0, "data.download_timeout_s", "must be positive")
     require(data.workers >= 0, "data.workers", "must not be negative")
+    require(data.skip_shorter_than >= 0, "data.skip_shorter_than", "must not be negative")
     for section, streams in (("data", data.streams), ("evaluation", recipe.evaluation.streams)):
         for name, stream in streams.items():
-            require(bool(stream.path), f"{section}.streams.{name}.path", "is missing")
+            key = f"{section}.streams.{name}"
+            require(bool(stream.path), f"{key}.path", "is missing")
+            require(stream.max_epochs > 0, f"{key}.max_epochs", "must be positive")
     require(bool(recipe.phases), "phases", "is missing: describe at least one phase")
     require(
         len(recipe.phases) <= 1,
@@ -187,6 +193,27 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be positive")
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be positive")
     require(recipe.logging.every_steps > 0, "logging.every_steps", "must be positive")
+    return bad
+
+
+def _impossible_rates(mask: MaskConfig, phase_slots: int) -> list[tuple[str, str]]:
+    bad = []
+    if not 0 < mask.rate < 1:
+        bad.append(("mask.rate", f"{mask.rate}: must lie in (0, 1)"))
+    before = 0
+    for n, step in enumerate(mask.later):
+        if not 0 < step.rate < 1:
+            bad.append((f"mask.later.{n}.rate", f"{step.rate}: must lie in (0, 1)"))
+        try:
+            at = parse_slots(step.at)
+        except ValueError as error:
+            bad.append((f"mask.later.{n}.at", str(error)))
+            continue
+        if at <= before:
+            bad.append((f"mask.later.{n}.at", f"{step.at}: must lie behind the step before it"))
+        elif phase_slots and at > phase_slots:
+            bad.append((f"mask.later.{n}.at", f"{step.at}: the phase ends before it"))
+        before = at
     return bad
 
 
@@ -225,19 +252,20 @@ def _impossible_phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, s
     if phase.z_loss < 0:
         bad.append(("z_loss", "must not be negative"))
     if not phase.mixture:
-        bad.append(("mixture", "is missing: the share of tokens of each stream"))
+        bad.append(("mixture", "is missing: what is drawn of each stream"))
     for name, share in phase.mixture.items():
         if name not in data.streams:
             near = difflib.get_close_matches(name, data.streams, n=1, cutoff=0)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             bad.append((f"mixture.{name}", f"no such stream in data.streams{hint}"))
         if share < 0:
-            bad.append((f"mixture.{name}", f"{share}: a share is not negative"))
+            bad.append((f"mixture.{name}", f"{share}: must not be negative"))
+    if phase.mixture_by == "choose" and any(n != int(n) for n in phase.mixture.values()):
+        bad.append(("mixture", "documents are chosen in whole numbers"))
     if phase.mixture and sum(phase.mixture.values()) <= 0:
         bad.append(("mixture", "at least one share must be positive"))
     mask = phase.mask
-    if not 0 < mask.rate < 1:
-        bad.append(("mask.rate", f"{mask.rate}: must lie in (0, 1)"))
+    bad += _impossible_rates(mask, slots.get("slots", 0))
     if min(mask.mask_share, mask.random_share) < 0 or mask.mask_share + mask.random_share > 1:
         bad.append(
             ("mask.mask_share", "mask_share and random_share lie in [0, 1] and add up to <= 1")

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,6 +63,14 @@ def prepared(tmp_path_factory):
         "logging": {"wandb": {"mode": "disabled"}},
     }
     (folder / "my.yaml").write_text(yaml.safe_dump(recipe))
+    for domain in ("code", "prose", "science"):
+        corpus = folder / "data" / "demo" / "corpus" / domain
+        corpus.mkdir(parents=True)
+        for split, count in (("train", 300), ("heldout", 5)):
+            texts = documents(domain + split, count)
+            lines = [json.dumps({"text": text}) + "\n" for text in texts]
+            (corpus / f"{split}.jsonl").write_text("".join(lines))
+    shutil.copytree(ROOT / "yamls", folder / "yamls")
     return folder
 
 
@@ -71,13 +80,16 @@ def test_commands_on_a_recipe_and_its_run(prepared, train, monkeypatch, capsys):
     assert code == 0, text
     ran = []
     for command in COMMANDS:
-        words = shlex.split(command)
+        words = shlex.split(command.replace("s3://corpus/web", "data/mds/train"))
         if words[:1] == ["restomod"]:
             monkeypatch.setattr(sys, "argv", words)
             assert cli.main() == 0, capsys.readouterr().err
             assert capsys.readouterr().out
             ran.append(words[1])
-    assert ran == ["plan", "inspect", "report", "eval", "export", "tile", "import"]
+    assert ran == [
+        "prepare", "plan", "inspect", "inspect", "report", "eval", "export", "tile", "import",
+    ]  # fmt: skip
+    assert (prepared / "data" / "demo" / "prepared" / "card.html").is_file()
     assert (prepared / "runs" / "my" / "exported" / "model.safetensors").is_file()
 
 

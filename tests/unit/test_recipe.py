@@ -83,7 +83,7 @@ def test_overrides_win_and_later_files_win(good, tmp_path):
         ("phases.0.slots=50X", "phases.0.slots: `50X` is not a number of slots"),
         ("phases.0.slots=0", "phases.0.slots: is missing"),
         ("phases.0.mixture={wb: 1}", "no such stream in data.streams; did you mean `web`?"),
-        ("phases.0.mixture.web=-1", "a share is not negative"),
+        ("phases.0.mixture.web=-1", "must not be negative"),
         ("phases.0.row_tokens=100", "phases.0.row_tokens: 100 is less than sequence_length 1024"),
         ("phases.0.schedule.warmup=1B", "phases.0.schedule: warmup 1B and decay 0 exceed 100M"),
         ("phases.0.mask.rate=1.0", "phases.0.mask.rate: 1.0: must lie in (0, 1)"),

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from restomod.config import DataConfig, PhaseConfig
-from restomod.data.lanes import Row
 from restomod.data.mlm import IGNORED, predicted_slots
+from restomod.data.rows import Row
 
 Batch = dict[str, Any]
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from restomod.config import PhaseConfig
-from restomod.data.lanes import Row, RowBuilder
+from restomod.config import DataConfig, PhaseConfig
 from restomod.data.packer import Packer
 from restomod.data.random import keyed_generator
+from restomod.data.rows import CLOSES, OPENS, Row, RowBuilder, SpecialTokens
 from restomod.data.shards import ShardedDataset
 from restomod.data.tokenizer import Tokenizer
 
@@ -18,35 +18,40 @@ from restomod.data.tokenizer import Tokenizer
 def heldout_rows(
     dataset: ShardedDataset,
     phase: PhaseConfig,
+    data: DataConfig,
     tokenizer: Tokenizer,
     seed: int,
     rows: int,
-    documents: int,
 ) -> Iterator[Row]:
-    """Yield at most `rows` rows of at most `documents` chunks each.
+    """Yield at most `rows` rows.
 
     Chunks are packed over a buffer of four rows, which is flushed at the end: within the rows that
     are read, every chunk is delivered exactly once. Masks are keyed by (seed, stream, row).
     """
-    builder = RowBuilder(phase, tokenizer)
-    packer: Packer[np.ndarray] = Packer()
-    chunks = _chunks(dataset, phase.sequence_length - 2)
+    special = SpecialTokens(data.special_tokens)
+    builder = RowBuilder(phase, tokenizer, special)
+    packer: Packer[tuple[np.ndarray, int]] = Packer()
+    chunks = _chunks(dataset, phase.sequence_length - special.reserved)
+    row_chunks = phase.row_tokens // data.tokens_per_document_min
     age = 0
     for number in range(rows):
         while packer.tokens < 4 * phase.row_tokens and (chunk := next(chunks, None)) is not None:
-            packer.add(age, len(chunk) + 2, chunk)
+            packer.add(age, len(chunk[0]) + special.count(chunk[1]), chunk)
             age += 1
-        pieces = packer.row(phase.row_tokens, documents)
+        pieces = packer.row(phase.row_tokens, row_chunks)
         if not pieces:
             return
         generator = keyed_generator(seed, "heldout", dataset.name, number)
-        tokens = np.array([sum(len(piece) for piece in pieces)], np.int64)
-        yield builder(number, 0, pieces, generator, tokens)
+        tokens = np.array([sum(len(piece) for piece, _ in pieces)], np.int64)
+        yield builder(number, 0, pieces, generator, phase.mask.rate, tokens)
 
 
-def _chunks(dataset: ShardedDataset, length: int) -> Iterator[np.ndarray]:
+def _chunks(dataset: ShardedDataset, length: int) -> Iterator[tuple[np.ndarray, int]]:
     for shard, documents in enumerate(dataset.shard_documents):
         for document in range(documents):
             tokens = dataset.tokens(shard, document)
             for start in range(0, len(tokens), length):
-                yield tokens[start : start + length]
+                ends = (OPENS if start == 0 else 0) | (
+                    CLOSES if start + length >= len(tokens) else 0
+                )
+                yield tokens[start : start + length].copy(), ends

@@ -1,273 +1,316 @@
 """A lane: an endless, deterministic sequence of packed and masked rows.
 
 A lane reads every stream of the mixture through a cursor of its own, draws each next document's
-stream by a generator keyed by (seed, lane, document number), cuts the document into chunks of the
-phase's sequence length, and packs the chunks best-fit. `state` describes it completely: (stream,
-epoch, position) cursors, the chunks that wait, the rest of the document being cut, and counters
-with
+stream by (seed, lane, document number), cuts the document into chunks of the
+phase's sequence length, and packs the chunks best-fit. Its `LaneState` describes it completely:
+(epoch, position) of each stream's cursor, the chunks that wait, the rest of the document being cut,
+and counters with, per stream and at all times,
 
-    documents drawn = documents cut + documents skipped, tokens drawn = delivered + waiting +
-    pending
+    documents drawn = documents cut + empty + short + damaged
+    tokens drawn = delivered + waiting + pending + skipped
 
-per stream at all times. `data/loader.py` runs lanes in worker processes.
+A new phase keeps cursors and counters; chunks that wait are delivered as they were cut, or, where
+they are longer than the new sequence length, cut again. `data/loader.py` runs lanes in worker
+processes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-import xxhash
 
 from restomod.config import DataConfig, PhaseConfig
-from restomod.data.mlm import IGNORED, Masker
+from restomod.data.files import DamagedShardError
+from restomod.data.mixture import Odds, stream_draws
+from restomod.data.mlm import mask_rate
 from restomod.data.order import StreamCursor, StreamOrder
 from restomod.data.packer import Packer
+from restomod.data.prefetch import Prefetcher
 from restomod.data.random import keyed_generator
+from restomod.data.rows import (
+    CLOSES,
+    OPENS,
+    Chunk,
+    ForeignTokenError,
+    Row,
+    RowBuilder,
+    SpecialTokens,
+)
 from restomod.data.shards import ShardedDataset
+from restomod.data.state import COUNTERS, LaneDelta, LaneState
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
 
+log = logging.getLogger(__name__)
+
 DRAWS = 1024
 """Stream draws made at once."""
-COUNTERS = ("documents", "skipped", "drawn_tokens", "delivered_tokens", "delivered_chunks")
-"""Per stream: documents taken from the cursor, those of them without a token, tokens of all of
-them, and tokens and chunks that rows have delivered. Special tokens are not counted."""
-
-
-class Chunk(NamedTuple):
-    """A piece of a document that fits the sequence length."""
-
-    age: int
-    stream: int
-    shard: int
-    document: int
-    start: int
-    length: int
-    """Ordinary tokens; [CLS] and [SEP] come on top."""
+DOCUMENTS, EMPTY, SHORT, DAMAGED, CHUNKED, DRAWN, SKIPPED, DELIVERED, CHUNKS = range(len(COUNTERS))
 
 
 @dataclass
-class Row:
-    """One packed row, with what is to be predicted."""
+class LaneSetting:
+    """What all lanes of a phase in one process share."""
 
-    number: int
-    """Number in the run; in one-pass evaluation, in the stream."""
-    lane: int
-    input_ids: np.ndarray
-    """[row_tokens] int32, [PAD] at the tail."""
-    cu_seqlens: np.ndarray
-    """[chunks + 1] int32, the chunks' bounds; the tail behind the last one is padding."""
-    positions: np.ndarray
-    """[predicted] int32, from where tokens are predicted: masked ones from their own place, next
-    ones from the place before them."""
-    labels: np.ndarray
-    """[predicted] int32, the tokens to predict."""
-    digest: int
-    """64-bit hash of the row's number, inputs and labels."""
-    stream_tokens: np.ndarray
-    """[streams] int64, ordinary tokens from each stream."""
-    lane_state: dict[str, Any] = field(default_factory=dict)
-    """State of the lane after this row."""
+    seed: int
+    data: DataConfig
+    phase: PhaseConfig
+    first_row: int
+    """Row with which the phase begins."""
+    names: list[str]
+    """All streams that the run may draw from, sorted."""
+    datasets: list[ShardedDataset]
+    orders: list[StreamOrder]
+    odds: Odds
+    special: SpecialTokens
+    builder: RowBuilder
+    prefetcher: Prefetcher
 
-
-class RowBuilder:
-    """Turns chunks' tokens into a `Row`: adds special tokens, pads, masks, digests."""
-
-    def __init__(self, phase: PhaseConfig, tokenizer: Tokenizer) -> None:
-        self._row_tokens = phase.row_tokens
-        self._tokenizer = tokenizer
-        self._masker = None
-        if phase.objective == "mlm":
-            self._masker = Masker(
-                phase.mask, tokenizer.vocab_size, tokenizer.reserved_ids, tokenizer.mask_id
-            )
-
-    def __call__(
-        self,
-        number: int,
-        lane: int,
-        pieces: list[np.ndarray],
-        generator: np.random.Generator,
-        stream_tokens: np.ndarray,
-    ) -> Row:
-        tokens = np.full(self._row_tokens, self._tokenizer.pad_id, np.int32)
-        bounds = np.zeros(len(pieces) + 1, np.int32)
-        end = 0
-        for n, piece in enumerate(pieces):
-            begin, end = end, end + len(piece) + 2
-            tokens[begin] = self._tokenizer.cls_id
-            tokens[begin + 1 : end - 1] = piece
-            tokens[end - 1] = self._tokenizer.sep_id
-            bounds[n + 1] = end
-        if int(tokens.max()) >= self._tokenizer.vocab_size or int(tokens.min()) < 0:
-            raise UserError(
-                f"row {number}: token {tokens.max()} does not exist in the tokenizer, whose "
-                f"vocabulary is {self._tokenizer.vocab_size}: the data was made with another one"
-            )
-        if self._masker:
-            inputs, positions = self._masker(tokens, generator)
-            targets = positions
-        else:
-            inputs, positions = tokens, np.delete(np.arange(end), bounds[1:] - 1)
-            targets = positions + 1
-        labels = np.full(self._row_tokens, IGNORED, np.int32)
-        labels[positions] = tokens[targets]
-        digest = xxhash.xxh64(np.int64(number).tobytes())
-        digest.update(inputs.data)
-        digest.update(labels.data)
-        return Row(
-            number,
-            lane,
-            inputs,
-            bounds,
-            positions.astype(np.int32),
-            labels[positions],
-            digest.intdigest(),
-            stream_tokens,
+    @classmethod
+    def of(
+        cls,
+        seed: int,
+        data: DataConfig,
+        phase: PhaseConfig,
+        first_row: int,
+        datasets: dict[str, ShardedDataset],
+        tokenizer: Tokenizer,
+    ) -> LaneSetting:
+        """Make the parts of a phase that begins with row `first_row`."""
+        names = sorted(datasets)
+        special = SpecialTokens(data.special_tokens)
+        return cls(
+            seed,
+            data,
+            phase,
+            first_row,
+            names,
+            [datasets[name] for name in names],
+            [StreamOrder(seed, name, datasets[name].shard_documents, data) for name in names],
+            Odds(phase, data, datasets, names),
+            special,
+            RowBuilder(phase, tokenizer, special),
+            Prefetcher(),
         )
 
 
 class Lane:
     """Lane `number` of a run, from its beginning or from a state."""
 
-    def __init__(
-        self,
-        number: int,
-        seed: int,
-        data: DataConfig,
-        phase: PhaseConfig,
-        datasets: dict[str, ShardedDataset],
-        orders: dict[str, StreamOrder],
-        builder: RowBuilder,
-        state: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, number: int, setting: LaneSetting, state: LaneState | None = None) -> None:
         self._number = number
-        self._lanes = data.lanes
-        self._seed = seed
-        self._names = sorted(name for name, share in phase.mixture.items() if share > 0)
-        self._datasets = [datasets[name] for name in self._names]
-        self._cursors = [StreamCursor(orders[name], number) for name in self._names]
-        self._counters = np.zeros((len(self._names), len(COUNTERS)), np.int64)
-        weights = [phase.mixture[name] / datasets[name].mean_tokens for name in self._names]
-        self._edges = np.cumsum(weights)[:-1] / sum(weights)
-        self._content = phase.sequence_length - 2
-        self._row_tokens = phase.row_tokens
+        self._setting = setting
+        phase, data = setting.phase, setting.data
+        self._content = phase.sequence_length - setting.special.reserved
         self._row_chunks = phase.row_tokens // data.tokens_per_document_min
         self._buffer_tokens = data.buffer_rows * phase.row_tokens
-        self._builder = builder
-        self._packer: Packer[Chunk] = Packer()
-        self._rows = 0
-        self._masked = 0
-        self._draws = 0
-        self._age = 0
-        self._pending: Chunk | None = None
-        """The part of the current document that is not cut yet; its age has no meaning."""
+        state = state or LaneState(setting.names)
+        self._rows, self._masked, self._real = state.rows, state.masked_tokens, state.real_tokens
+        self._draws, self._age = state.draws, state.chunks
+        begins_phase = state.rows * data.lanes + number < setting.first_row + data.lanes
+        self._weights = [] if begins_phase else list(state.weights)
+        self._counters = state.counters.copy()
+        self._skipped = {(stream, shard) for stream, shard, *_ in state.skipped}
+        self._cursors = [
+            StreamCursor(order, number, *place, prefetch=self._prefetch(stream))
+            for stream, (order, place) in enumerate(zip(setting.orders, state.places, strict=True))
+        ]
+        self._packer: Packer[tuple[Chunk, np.ndarray]] = Packer()
+        self._pending: list[int] = []
+        """Stream, shard, document, start and length of what is not cut yet of a document."""
+        self._pending_tokens = np.zeros(0, np.int32)
         self._drawn: list[int] = []
         self._drawn_block = -1
-        if state is not None:
-            self._load(state)
+        self._added: list[Chunk] = []
+        self._taken: list[int] = []
+        self._newly_skipped: list[tuple[int, int, int, int]] = []
+        self._load(state)
 
     def next_row(self) -> Row:
-        """Return the lane's next row, with the state that follows it."""
+        """Return the lane's next row, with what it changes in the lane's state."""
+        setting, counters = self._setting, self._counters
         self._fill()
-        chunks = self._packer.row(self._row_tokens, self._row_chunks)
-        tokens = np.zeros(len(self._names), np.int64)
-        for chunk in chunks:
+        generator = keyed_generator(setting.seed, "row", self._number, self._rows)
+        taken = self._packer.row(setting.phase.row_tokens, self._row_chunks, generator)
+        tokens = np.zeros(len(setting.names), np.int64)
+        for chunk, _ in taken:
             tokens[chunk.stream] += chunk.length
-            self._counters[chunk.stream, 4] += 1
-        self._counters[:, 3] += tokens
-        generator = keyed_generator(self._seed, "mask", self._number, self._rows)
-        row = self._builder(
-            self._rows * self._lanes + self._number,
-            self._number,
-            [self._read(chunk) for chunk in chunks],
-            generator,
-            tokens,
-        )
+            counters[chunk.stream, CHUNKS] += 1
+            self._taken.append(chunk.age)
+        counters[:, DELIVERED] += tokens
+        number = self._rows * setting.data.lanes + self._number
+        step = (number - setting.first_row) // setting.phase.batch_rows
+        try:
+            row = setting.builder(
+                number,
+                self._number,
+                [(piece, chunk.ends) for chunk, piece in taken],
+                generator,
+                mask_rate(setting.phase.mask, step * setting.phase.batch_slots),
+                tokens,
+            )
+        except ForeignTokenError as error:
+            chunk = taken[error.chunk][0]
+            dataset = setting.datasets[chunk.stream]
+            raise UserError(f"{dataset.place(chunk.shard, chunk.document)}: {error}") from error
         self._rows += 1
         self._masked += len(row.positions)
-        row.lane_state = self.state()
+        self._real += int(row.cu_seqlens[-1])
+        row.delta = self._delta()
         return row
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that determines the rows to come, in plain numbers and arrays."""
-        return {
-            "rows": self._rows,
-            "masked_tokens": self._masked,
-            "draws": self._draws,
-            "age": self._age,
-            "streams": {
-                name: {
-                    "epoch": cursor.epoch,
-                    "position": cursor.position,
-                    **dict(zip(COUNTERS, counters, strict=True)),
-                }
-                for name, cursor, counters in zip(
-                    self._names, self._cursors, self._counters.tolist(), strict=True
-                )
-            },
-            "names": self._names,
-            "pending": list(self._pending) if self._pending else [],
-            "waiting": np.array(list(self._packer.waiting()), np.int64).reshape(-1, 6),
-        }
+    def _delta(self) -> LaneDelta:
+        """Return what changed since the last call."""
+        delta = LaneDelta(
+            (self._rows, self._masked, self._real, self._draws, self._age),
+            self._weights,
+            [(cursor.epoch, cursor.position) for cursor in self._cursors],
+            self._counters.copy(),
+            [0, *self._pending, 0] if self._pending else [],
+            [tuple(chunk) for chunk in self._added],
+            self._taken,
+            self._newly_skipped,
+        )
+        self._added, self._taken, self._newly_skipped = [], [], []
+        return delta
 
-    def _load(self, state: dict[str, Any]) -> None:
-        if state["names"] != self._names:
-            raise UserError(
-                f"the checkpoint's lanes read streams {state['names']}, the recipe {self._names}"
-            )
-        self._rows, self._draws, self._age = state["rows"], state["draws"], state["age"]
-        self._masked = state["masked_tokens"]
-        for n, name in enumerate(self._names):
-            stream = state["streams"][name]
-            self._cursors[n].epoch, self._cursors[n].position = stream["epoch"], stream["position"]
-            self._counters[n] = [stream[counter] for counter in COUNTERS]
-        self._pending = Chunk(*state["pending"]) if state["pending"] else None
-        for fields in np.asarray(state["waiting"], np.int64).reshape(-1, 6).tolist():
+    def _load(self, state: LaneState) -> None:
+        """Read what waits."""
+        too_long: list[tuple[Chunk, np.ndarray]] = []
+        for fields in state.waiting.values():
             chunk = Chunk(*fields)
-            self._packer.add(chunk.age, chunk.length + 2, chunk)
+            tokens = self._read_again(chunk.stream, chunk.shard, chunk.document)
+            if tokens is None:
+                self._taken.append(chunk.age)
+                self._counters[chunk.stream, SKIPPED] += chunk.length
+            elif chunk.length > self._content:
+                self._taken.append(chunk.age)
+                too_long.append((chunk, tokens))
+            else:
+                self._wait(chunk, tokens)
+        for chunk, tokens in too_long:
+            for start in range(0, chunk.length, self._content):
+                length = min(self._content, chunk.length - start)
+                ends = OPENS if start == 0 else 0
+                ends |= CLOSES if start + length == chunk.length else 0
+                self._cut(*chunk[1:4], chunk.start + start, length, ends & chunk.ends, tokens)
+        if state.pending:
+            _, stream, shard, document, start, length, _ = state.pending
+            rest = self._read_again(stream, shard, document)
+            if rest is None:
+                self._counters[stream, SKIPPED] += length
+            else:
+                self._pending = [stream, shard, document, start, length]
+                self._pending_tokens = rest
 
     def _fill(self) -> None:
         """Cut documents into chunks until the buffer holds enough to pack from."""
-        empty = 0
+        unread = 0
         while self._packer.tokens < self._buffer_tokens:
-            if self._pending is None:
-                stream = self._draw()
-                shard, document = self._cursors[stream].next()
-                length = len(self._datasets[stream].tokens(shard, document))
-                self._counters[stream, 0] += 1
-                self._counters[stream, 2] += length
-                if length == 0:
-                    self._counters[stream, 1] += 1
-                    empty += 1
-                    if empty > sum(dataset.documents for dataset in self._datasets):
-                        raise UserError(f"streams {self._names} hold no tokens at all")
-                    continue
-                self._pending = Chunk(0, stream, shard, document, 0, length)
-            rest = self._pending
-            chunk = rest._replace(age=self._age, length=min(rest.length, self._content))
-            self._age += 1
-            self._packer.add(chunk.age, chunk.length + 2, chunk)
-            if rest.length > chunk.length:
-                self._pending = rest._replace(
-                    start=rest.start + chunk.length, length=rest.length - chunk.length
-                )
+            if self._pending:
+                stream, shard, document, start, rest = self._pending
+                length = min(rest, self._content)
+                ends = (OPENS if start == 0 else 0) | (CLOSES if length == rest else 0)
+                self._cut(stream, shard, document, start, length, ends, self._pending_tokens)
+                rest -= length
+                self._pending = [stream, shard, document, start + length, rest] if rest else []
+            elif self._begin_document():
+                unread = 0
             else:
-                self._pending = None
+                unread += 1
+                if unread > 2 * sum(d.documents for d in self._setting.datasets) + DRAWS:
+                    raise UserError(
+                        f"streams {', '.join(self._setting.names)} hold no document of "
+                        f"{self._setting.data.skip_shorter_than} tokens or more that can be read"
+                    )
+
+    def _begin_document(self) -> bool:
+        """Draw the next document; return whether there is something in it to cut."""
+        stream = self._draw()
+        counters = self._counters[stream]
+        shard, document = self._cursors[stream].next()
+        counters[DOCUMENTS] += 1
+        tokens = self._read(stream, shard, document)
+        if tokens is None:
+            counters[DAMAGED] += 1
+            return False
+        length = len(tokens)
+        counters[DRAWN] += length
+        if length < max(1, self._setting.data.skip_shorter_than):
+            counters[EMPTY if length == 0 else SHORT] += 1
+            counters[SKIPPED] += length
+            return False
+        if length > self._content:
+            counters[CHUNKED] += 1
+        self._pending = [stream, shard, document, 0, length]
+        self._pending_tokens = tokens
+        return True
+
+    def _cut(
+        self,
+        stream: int,
+        shard: int,
+        document: int,
+        start: int,
+        length: int,
+        ends: int,
+        tokens: np.ndarray,
+    ) -> None:
+        """Make a chunk of a document and let it wait."""
+        chunk = Chunk(self._age, stream, shard, document, start, length, ends)
+        self._age += 1
+        self._added.append(chunk)
+        self._wait(chunk, tokens)
+
+    def _wait(self, chunk: Chunk, tokens: np.ndarray) -> None:
+        # A copy: a view would keep its whole shard mapped.
+        piece = tokens[chunk.start : chunk.start + chunk.length].copy()
+        slots = chunk.length + self._setting.special.count(chunk.ends)
+        self._packer.add(chunk.age, slots, (chunk, piece))
 
     def _draw(self) -> int:
         """Return the stream of the next document."""
         block, n = divmod(self._draws, DRAWS)
         if block != self._drawn_block:
-            generator = keyed_generator(self._seed, "mixture", self._number, block)
-            uniform = generator.random(DRAWS)
-            self._drawn = np.searchsorted(self._edges, uniform, side="right").tolist()
+            if n == 0 or not self._weights:
+                tokens = self._counters[:, DRAWN] - self._counters[:, SKIPPED]
+                self._weights = self._setting.odds.weights(self._counters[:, DOCUMENTS], tokens)
+            self._drawn = stream_draws(
+                self._setting.seed, self._number, block * DRAWS, DRAWS, self._weights
+            ).tolist()
             self._drawn_block = block
         self._draws += 1
         return self._drawn[n]
 
-    def _read(self, chunk: Chunk) -> np.ndarray:
-        document = self._datasets[chunk.stream].tokens(chunk.shard, chunk.document)
-        return document[chunk.start : chunk.start + chunk.length]
+    def _read(self, stream: int, shard: int, document: int) -> np.ndarray | None:
+        """Return a document's tokens, None if its shard is skipped."""
+        if (stream, shard) in self._skipped:
+            return None
+        return self._read_again(stream, shard, document)
+
+    def _read_again(self, stream: int, shard: int, document: int) -> np.ndarray | None:
+        """Return a document's tokens though its shard may have been skipped since it was drawn;
+        None, and the shard is skipped from here on, if it proves damaged."""
+        try:
+            return self._setting.datasets[stream].tokens(shard, document)
+        except DamagedShardError as error:
+            if self._setting.data.on_damaged_shard == "stop":
+                raise
+            if (stream, shard) not in self._skipped:
+                log.warning("%s; it is skipped from here on", error)
+                cursor = self._cursors[stream]
+                self._skipped.add((stream, shard))
+                self._newly_skipped.append((stream, shard, cursor.epoch, cursor.position))
+            return None
+
+    def _prefetch(self, stream: int) -> Callable[[int], None]:
+        dataset, prefetcher = self._setting.datasets[stream], self._setting.prefetcher
+
+        def ask(shard: int) -> None:
+            prefetcher.ask(partial(dataset.prefetch, shard))
+
+        return ask

@@ -8,9 +8,16 @@ lanes after the last row that was delivered: what workers have prepared ahead is
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import re
+import select
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -19,12 +26,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from restomod.config import PhaseConfig, Recipe
 from restomod.data.batch import Batch, collate
-from restomod.data.lanes import Lane, Row, RowBuilder
-from restomod.data.order import StreamOrder
+from restomod.data.lanes import Lane, LaneSetting
+from restomod.data.rows import Row
 from restomod.data.sources import Sources
+from restomod.data.state import COUNTERS, LaneState
+from restomod.errors import UserError
 
-PREFETCHED_ROWS = 16
-"""Rows that each worker prepares ahead."""
+MESSAGE_TOKENS = 65_536
+"""Slots that a worker hands over at once: a message costs as much as some thousand tokens."""
+PREFETCHED_MESSAGES = 8
+"""What each worker prepares ahead."""
 
 
 @dataclass
@@ -61,8 +72,8 @@ class BatchFacts:
 class Totals:
     """What lanes have done since the run began."""
 
-    documents: np.ndarray
-    """[streams] int64, documents taken of each stream."""
+    counters: np.ndarray
+    """[streams, COUNTERS] int64."""
     real_tokens: int = 0
     masked_tokens: int = 0
 
@@ -71,6 +82,7 @@ class Loader:
     """Endless iterator over this rank's batches, each a list of micro-batches.
 
     `state` is what `state_dict` returned, merged over the ranks of whatever world size wrote it.
+    The phase begins with row `first_row`.
     """
 
     def __init__(
@@ -82,21 +94,31 @@ class Loader:
         world_size: int = 1,
         state: dict[str, Any] | None = None,
         pin_memory: bool = False,
+        first_row: int = 0,
     ) -> None:
         self._recipe = recipe
         self._phase = phase
+        self._sources = sources
+        self._first_row = first_row
         self._rank = rank
         self._world_size = world_size
         self._pin_memory = pin_memory
-        self._parts = (recipe, phase, sources)
-        self.streams = sorted(name for name, share in phase.mixture.items() if share > 0)
+        self.streams = sorted(sources.streams)
         self.facts = BatchFacts()
         """Facts of the batch last delivered."""
-        self._rows = int(state["rows"]) if state else 0
-        lanes = {int(lane): value for lane, value in state["lanes"].items()} if state else {}
-        self._lane_states: dict[int, dict[str, Any]] = {
-            lane: value for lane, value in lanes.items() if lane % world_size == rank
-        }
+        self.skipped: list[dict[str, Any]] = []
+        """Shards that lanes of this rank left out in the batch last delivered: lane, stream, file,
+        epoch and position."""
+        self._rows = int(state["rows"]) if state else first_row
+        lanes = state["lanes"] if state else {}
+        try:
+            self._lanes = {
+                int(lane): LaneState.from_plain(value, self.streams)
+                for lane, value in lanes.items()
+                if int(lane) % world_size == rank
+            }
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def __iter__(self) -> Iterator[list[Batch]]:
         phase = self._phase
@@ -117,45 +139,68 @@ class Loader:
                 )
                 for n in range(0, for_rank, phase.micro_batch_rows)
             ]
-            for row in batch:
-                self._lane_states[row.lane] = row.lane_state
+            self.skipped = [entry for row in batch for entry in self._step_past(row)]
             self._rows += phase.batch_rows
             self.facts = facts
             yield micro_batches
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's row count and the states of this rank's lanes that have begun."""
-        return {"rows": self._rows, "lanes": dict(self._lane_states)}
+        lanes = {lane: state.plain() for lane, state in self._lanes.items()}
+        return {"rows": self._rows, "lanes": lanes}
 
     def totals(self) -> Totals:
         """Return what this rank's lanes have delivered since the run began."""
-        totals = Totals(np.zeros(len(self.streams), np.int64))
-        for state in self._lane_states.values():
-            streams = [state["streams"][name] for name in self.streams]
-            totals.documents += [stream["documents"] for stream in streams]
-            totals.real_tokens += sum(
-                stream["delivered_tokens"] + 2 * stream["delivered_chunks"] for stream in streams
-            )
-            totals.masked_tokens += state["masked_tokens"]
+        totals = Totals(np.zeros((len(self.streams), len(COUNTERS)), np.int64))
+        for state in self._lanes.values():
+            totals.counters += state.counters
+            totals.real_tokens += state.real_tokens
+            totals.masked_tokens += state.masked_tokens
         return totals
+
+    def _step_past(self, row: Row) -> list[dict[str, Any]]:
+        """Take a delivered row into its lane's state; return what the lane skipped for it."""
+        assert row.delta is not None
+        self._lanes.setdefault(row.lane, LaneState(self.streams)).apply(row.delta)
+        skipped = []
+        for stream, shard, epoch, position in row.delta.skipped:
+            dataset = self._sources.streams[self.streams[stream]]
+            skipped.append(
+                {
+                    "lane": row.lane,
+                    "stream": dataset.name,
+                    "file": dataset.index.raw[shard].file,
+                    "epoch": epoch,
+                    "position": position,
+                }
+            )
+        return skipped
 
     def _in_order(self) -> Iterator[Row]:
         """Yield this rank's rows in the run's order, from its workers in turn."""
         local_lanes = self._recipe.data.lanes // self._world_size
         workers = min(self._recipe.data.workers, local_lanes)
+        self._sources.open_shards.close()  # processes that are begun below would keep them open
+        together = max(1, MESSAGE_TOKENS // self._phase.row_tokens) if workers else 1
         sources = [
             _LaneRows(
-                self._parts,
+                self._recipe,
+                self._phase,
+                self._first_row,
+                self._sources,
                 self._rank,
                 self._world_size,
                 self._rows,
                 n,
                 max(1, workers),
-                self._lane_states,
+                self._lanes,
+                together,
             )
             for n in range(max(1, workers))
         ]
-        iterators = [iter(_in_worker(source) if workers else source) for source in sources]
+        iterators = [
+            chain.from_iterable(_in_worker(source) if workers else source) for source in sources
+        ]
         number = self._rows + self._rank
         while True:
             local_lane = number % self._recipe.data.lanes // self._world_size
@@ -165,61 +210,122 @@ class Loader:
             number += self._world_size
 
 
-def _in_worker(source: _LaneRows) -> Iterable[Row]:
+def _in_worker(source: _LaneRows) -> Iterator[list[Row]]:
     """Run a source in a process of its own; an exception there is raised here."""
-    return DataLoader(
-        source,
+    messages = DataLoader(
+        _Told(source),
         batch_size=None,
         num_workers=1,
-        prefetch_factor=PREFETCHED_ROWS,
+        prefetch_factor=PREFETCHED_MESSAGES,
         collate_fn=_as_is,
         generator=Generator(),  # the default would draw from torch's global one
+        worker_init_fn=partial(_end_with, os.getpid()),
     )
+    try:
+        for message in messages:
+            if isinstance(message, UserError):
+                raise message
+            yield message
+    except RuntimeError as error:
+        explain(error)
+        raise
 
 
-def _as_is(row: Any) -> Any:
-    return row
+def _end_with(parent: int, worker: int) -> None:
+    """End this process when the main one has ended, however it did. torch's own watch lets it wait
+    for ever to write what nobody reads."""
+
+    def watch() -> None:
+        try:
+            select.select([os.pidfd_open(parent)], [], [])
+        except ProcessLookupError:
+            pass
+        except (AttributeError, OSError):  # no Linux, or one that forbids it
+            multiprocessing.parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watch").start()
+
+
+def explain(error: RuntimeError) -> None:
+    """Raise an error that says more, where a loader's process was killed; torch raises its own at
+    any point of the main process."""
+    found = re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", str(error))
+    if found:
+        raise RuntimeError(
+            f"data loader process {found[1]} {found[2].strip().rstrip('.')}. If nobody killed it, "
+            "the machine was probably short of memory: use fewer data.workers. The same command "
+            "continues the run"
+        ) from error
+
+
+def _as_is(rows: Any) -> Any:
+    return rows
+
+
+class _Told(IterableDataset):
+    """A source that hands the user's mistakes over as they are; torch would wrap their message in
+    its worker's traceback."""
+
+    def __init__(self, source: _LaneRows) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[list[Row] | UserError]:
+        try:
+            yield from self._source
+        except UserError as error:
+            yield error
 
 
 class _LaneRows(IterableDataset):
-    """The rows of one worker's lanes, in the run's order."""
+    """The rows of one worker's lanes, in the run's order, several at a time."""
 
     def __init__(
         self,
-        parts: tuple[Recipe, PhaseConfig, Sources],
+        recipe: Recipe,
+        phase: PhaseConfig,
+        first_row: int,
+        sources: Sources,
         rank: int,
         world_size: int,
-        first_row: int,
+        next_row: int,
         worker: int,
         workers: int,
-        states: dict[int, dict[str, Any]],
+        states: dict[int, LaneState],
+        together: int,
     ) -> None:
-        self._parts = parts
+        self._recipe = recipe
+        self._phase = phase
+        self._first_row = first_row
+        self._sources = sources
         self._rank = rank
         self._world_size = world_size
-        self._first_row = first_row
+        self._next_row = next_row
         self._worker = worker
         self._workers = workers
         self._states = dict(states)
+        self._together = together
 
-    def __iter__(self) -> Iterator[Row]:
-        recipe, phase, sources = self._parts
-        tokenizer, datasets = sources.tokenizer, sources.streams
-        data = recipe.data
-        builder = RowBuilder(phase, tokenizer)
-        orders = {
-            name: StreamOrder(recipe.seed, name, dataset.shard_documents, data)
-            for name, dataset in datasets.items()
-        }
+    def __iter__(self) -> Iterator[list[Row]]:
+        rows = self._rows()
+        while True:
+            yield list(islice(rows, self._together))
+
+    def _rows(self) -> Iterator[Row]:
+        recipe, sources, data = self._recipe, self._sources, self._recipe.data
+        setting = LaneSetting.of(
+            recipe.seed, data, self._phase, self._first_row, sources.streams, sources.tokenizer
+        )
+        sources.open_shards.limit = max(1, data.shards_open_per_rank // self._workers)
+        own = len(range(self._worker, data.lanes // self._world_size, self._workers))
+        for dataset in sources.streams.values():
+            dataset.shards_open = own * 2 * data.shuffle_shards
         lanes: dict[int, Lane] = {}
-        number = self._first_row + self._rank
+        number = self._next_row + self._rank
         while True:
             lane = number % data.lanes
             if lane // self._world_size % self._workers == self._worker:
                 if lane not in lanes:
-                    state = self._states.pop(lane, None)
-                    lanes[lane] = Lane(
-                        lane, recipe.seed, data, phase, datasets, orders, builder, state
-                    )
+                    lanes[lane] = Lane(lane, setting, self._states.pop(lane, None))
                 yield lanes[lane].next_row()
             number += self._world_size

@@ -1,90 +1,166 @@
 """Random access to the documents of one MDS folder.
 
 In: a folder (local or remote) with index.json, as `data_prep/write_mds.py` or Streaming's MDSWriter
-leaves it. Out: token ids by (shard, document). Every shard is checked against its recorded size and
-hash when it is first opened; compressed and remote ones are unpacked into the cache under a
-temporary name and renamed, so that a killed process never leaves half a shard behind.
-`data/lanes.py` is the caller.
+leaves it. Out: ordinary token ids by (shard, document); what a data set stores around its documents
+([CLS], [SEP], [PAD]) is taken off, text is tokenised. Every shard is checked against its recorded
+size and hash when a process first opens it (`data/files.py`). `data/lanes.py` is the caller.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from restomod.config import StreamConfig
+from restomod.config import DataConfig, StreamConfig
+from restomod.data.cache import Cache, lock_shared
+from restomod.data.files import DamagedShardError, ShardFiles
+from restomod.data.mds import Column, RawShard, parse_index
+from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
 
-TOKEN_COLUMNS = ("tokens", "input_ids")
-TOKEN_DTYPES = ("uint16", "uint32", "int32", "int64")
-OPEN_SHARDS = 256
-"""Mapped shards kept open by one data set in one process."""
+SAMPLED_SHARDS = 4
+SAMPLED_DOCUMENTS = 64
+"""Documents of each sampled shard."""
 
 
-@dataclass
+MANIFEST = "its manifest"
+
+
+@dataclass(frozen=True)
 class DatasetAttributes:
-    """What `restomod.json` beside an index says of the data set."""
+    """What is known of a data set as a whole."""
 
     tokens: int
-    """Tokens of all documents, special tokens not counted."""
-    tokenizer: str
+    """Ordinary tokens of all documents."""
+    source: str
+    """Where `tokens` is from, in words."""
+    tokenizer: str = ""
     """Fingerprint of the tokenizer; empty when not recorded."""
-    exact: bool
-    """Whether `tokens` was counted, rather than estimated from the shards' sizes."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether the tokens were counted, rather than estimated."""
+        return self.source == MANIFEST
+
+
+class OpenShards:
+    """The shards that a process keeps open, at most `limit`, and of each data set at most its
+    `shards_open`: an open shard keeps its place in the cache. The least recently used is closed."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
+
+    def get(self, dataset: ShardedDataset, shard: int) -> _OpenShard:
+        """Return an open shard; raises DamagedShardError."""
+        key = (id(dataset), shard)
+        found = self._open.get(key)
+        if found is None:
+            of_dataset = [entry for entry in self._open if entry[0] == key[0]]
+            if len(of_dataset) >= dataset.shards_open:
+                del self._open[of_dataset[0]]
+            while len(self._open) >= self.limit:
+                self._open.popitem(last=False)
+            found = self._open[key] = dataset.open_shard(shard)
+        else:
+            self._open.move_to_end(key)
+        return found
+
+    def close(self) -> None:
+        """Close all; arrays that were read from them stay valid."""
+        self._open.clear()
 
 
 class ShardedDataset:
     """The documents of one MDS folder.
 
-    Raises UserError when the folder, its index, a column that holds tokens, or a shard is missing
-    or damaged; the message names the file and the stream.
+    Raises UserError when the folder, its index, or a column that holds documents is missing or
+    damaged, DamagedShardError when a shard is; the message names the file and the stream.
     """
 
-    def __init__(self, name: str, config: StreamConfig, cache_dir: str | Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: StreamConfig,
+        cache_dir: str | Path,
+        tokenizer: Tokenizer | None = None,
+        settings: DataConfig | None = None,
+        open_shards: OpenShards | None = None,
+    ) -> None:
         self.name = name
         self.path = config.path
         self.domain = config.domain or name
-        self._cache_root = Path(cache_dir) / "shards"
-        index_bytes = self._read_index()
-        self.fingerprint = hashlib.sha256(index_bytes).hexdigest()
+        self.max_epochs = config.max_epochs
+        self._tokenizer = tokenizer
+        self._settings = settings or DataConfig()
+        self._open_shards = open_shards or OpenShards(self._settings.shards_open_per_rank)
+        self.shards_open = self._settings.shards_open_per_rank
+        """Most shards that this process keeps open."""
+        self.cache = Cache(
+            Path(config.local or Path(cache_dir) / "shards"),
+            int(self._settings.cache_limit_gb * 1e9),
+        )
+        self._files = ShardFiles(name, config.path, self.cache, self._settings)
+        content = self._files.read_index()
         try:
-            self._shards: list[dict[str, Any]] = json.loads(index_bytes)["shards"]
-            self.shard_documents = np.array([s["samples"] for s in self._shards], np.int64)
-            self.documents = int(self.shard_documents.sum())
-            self._column = _TokenColumn(self._shards[0]) if self._shards else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self._label('index.json')}: is not an MDS index: {error}") from error
-        if self.documents == 0 or self._column is None:
-            raise UserError(f"{self._label('index.json')}: holds no documents")
-        self.attributes = self._read_attributes()
-        self._open: OrderedDict[int, _MappedShard] = OrderedDict()
+            self.index = self._files.index = parse_index(content)
+            self.column = Column(self.index, config.column)
+        except ValueError as error:
+            raise UserError(
+                f"{self._files.label('index.json')}: is not an MDS index: {error}"
+            ) from error
+        self.fingerprint = self.index.fingerprint
+        self.shard_documents = self.index.documents
+        self.documents = int(self.shard_documents.sum())
+        if self.documents == 0:
+            raise UserError(f"{self._files.label('index.json')}: holds no documents")
+        if self.cached:
+            self.cache.remove_leftovers()
         self.opened: set[int] = set()
         """Shards that were read at least once in this process."""
+        self._edges: set[int] = set()
+        if tokenizer:
+            self._edges = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
+        self.attributes = self._attributes()
 
     @property
     def mean_tokens(self) -> float:
-        """Mean tokens of a document."""
+        """Mean ordinary tokens of a document."""
         return self.attributes.tokens / self.documents
 
+    @property
+    def cached(self) -> bool:
+        """Whether shards are copied into the cache, being remote or compressed."""
+        return self._files.cached
+
     def tokens(self, shard: int, document: int) -> np.ndarray:
-        """Return the ids of one document as a read-only view, [length] of the stored type."""
-        mapped = self._open.get(shard)
-        if mapped is None:
-            mapped = self._open[shard] = self._map(shard)
-            self.opened.add(shard)
-            if len(self._open) > OPEN_SHARDS:
-                self._open.popitem(last=False)
-        else:
-            self._open.move_to_end(shard)
-        return mapped.tokens(document)
+        """Return the ordinary ids of one document, [length] of the stored type; a read-only view
+        where they are stored."""
+        content = self.stored(shard, document)
+        if self.column.is_text:
+            return self._encode(content, shard, document)
+        if self.column.kind == "bytes" and self.column.dtype is None:
+            raise UserError(f"{self.path} (stream {self.name}): bytes need a tokenizer to be read")
+        return self._without_edges(content)
+
+    def stored(self, shard: int, document: int) -> np.ndarray:
+        """Return a document as it is stored: ids with what is around them, or bytes of text."""
+        return self._read_from(shard, document, _OpenShard.document)
+
+    def place(self, shard: int, document: int) -> str:
+        """Return where a document is stored, for a message."""
+        return f"{self._files.label(self.index.raw[shard].file)}: document {document}"
+
+    def prefetch(self, shard: int) -> None:
+        """Make a shard ready for opening; raises as opening it would."""
+        self._files.prepare(shard)
 
     def token_counts(self, vocab_size: int, limit: int = 10_000_000) -> np.ndarray:
         """Return how often each id occurs, [vocab_size] int64: from token_counts.npy where the data
@@ -97,191 +173,180 @@ class ShardedDataset:
             return counts
         for shard, documents in enumerate(self.shard_documents):
             for document in range(documents):
-                counts += np.bincount(self.tokens(shard, document), minlength=vocab_size)
+                tokens = self.tokens(shard, document)
+                counts += np.bincount(tokens.astype(np.int64), minlength=vocab_size)[:vocab_size]
                 if counts.sum() >= limit:
                     return counts
         return counts
 
-    def _label(self, file: str) -> str:
-        return f"{self.path.rstrip('/')}/{file} (stream {self.name})"
+    def sample(self) -> list[tuple[int, int]]:
+        """Return (shard, document) of documents spread over the data set, some of a few shards."""
+        filled = np.flatnonzero(self.shard_documents)
+        shards = filled[_spread(len(filled), SAMPLED_SHARDS)]
+        return [
+            (int(shard), int(document))
+            for shard in shards
+            for document in _spread(int(self.shard_documents[shard]), SAMPLED_DOCUMENTS)
+        ]
 
-    @property
-    def _remote(self) -> bool:
-        return "://" in self.path
+    def raw(self, shard: int, document: int) -> np.ndarray:
+        """Return a document's bytes as stored, [n] uint8."""
+        return self._read_from(shard, document, _OpenShard.raw)
 
-    def _read_index(self) -> bytes:
-        if not self._remote:
-            folder = Path(self.path)
-            if not folder.is_dir():
-                raise UserError(f"{self.path} (stream {self.name}): no such data folder")
-            if not (folder / "index.json").is_file():
-                raise UserError(
-                    f"{self._label('index.json')}: is missing, so the folder is no MDS data set; "
-                    "data_prep/write_mds.py makes one"
-                )
-            return (folder / "index.json").read_bytes()
-        folder = self._cache_root / hashlib.sha256(self.path.encode()).hexdigest()[:16]
-        folder.mkdir(parents=True, exist_ok=True)
-        return self._download("index.json", folder)
-
-    def _download(self, file: str, folder: Path) -> bytes:
-        """Fetch one file of a remote data set through Streaming and return its content."""
-        from streaming.base.storage import CloudDownloader
-
-        temporary = folder / f"{file}.{os.getpid()}.download"
+    def _read_from(
+        self, shard: int, document: int, read: Callable[[_OpenShard, int], np.ndarray]
+    ) -> np.ndarray:
+        opened = self._open_shards.get(self, shard)
         try:
-            downloader = CloudDownloader.get(self.path)
-            downloader.download(f"{self.path.rstrip('/')}/{file}", str(temporary), timeout=120)
-            return temporary.read_bytes()
-        except Exception as error:
-            raise UserError(f"{self._label(file)}: cannot be downloaded: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+            return read(opened, document)
+        except (IndexError, KeyError, ValueError) as error:  # damage that no hash had told
+            raise DamagedShardError(
+                f"{self.place(shard, document)} is damaged: {error!r}"
+            ) from error
 
-    def _read_attributes(self) -> DatasetAttributes:
-        recorded = Path(self.path) / "restomod.json"
-        if not self._remote and recorded.is_file():
+    def open_shard(self, shard: int) -> _OpenShard:
+        """Open a shard anew; `OpenShards` calls this."""
+        self.opened.add(shard)
+        label = self._files.label(self.index.raw[shard].file)
+        while True:
+            path = self._files.prepare(shard)
             try:
-                attributes = json.loads(recorded.read_bytes())
-                if attributes["special_tokens"]:
-                    raise UserError(
-                        f"{recorded}: the data set stores special tokens, which the loader adds "
-                        "itself; prepare it without"
-                    )
-                return DatasetAttributes(
-                    int(attributes["tokens"]), str(attributes["tokenizer_fingerprint"]), True
+                opened = _OpenShard(
+                    path, self.column, int(self.shard_documents[shard]), self.cached
                 )
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{recorded}: cannot be read: {error!r}") from error
-        assert self._column is not None
-        stored = sum(int(s["raw_data"]["bytes"]) for s in self._shards)
-        return DatasetAttributes(self._column.estimate_tokens(stored, self.documents), "", False)
+            except FileNotFoundError:  # removed from the cache in between
+                self._files.forget(shard)
+            except ValueError as error:
+                raise DamagedShardError(f"{label}: the shard is damaged: {error}") from error
+            except OSError as error:  # too many open files, no permission: no fault of the shard
+                raise UserError(f"{label}: cannot be opened: {error}") from error
+            else:
+                if self.cached:
+                    _touch(path)
+                return opened
 
-    def _map(self, shard: int) -> _MappedShard:
-        assert self._column is not None
-        entry = self._shards[shard]
-        raw = entry["raw_data"]
-        if not self._remote and not entry.get("zip_data"):
-            path = Path(self.path) / raw["basename"]
-            if not path.is_file():
-                raise UserError(f"{self._label(raw['basename'])}: the shard is missing")
-            self._check(path.read_bytes, raw)
-        else:
-            path = self._cache_root / self.fingerprint[:16] / raw["basename"]
+    def _attributes(self) -> DatasetAttributes:
+        recorded = self._recorded_attributes()
+        if recorded and self.column.kind != "bytes":
+            return recorded
+        if self.column.kind == "bytes" and self._tokenizer:
             try:
-                self._check(path.read_bytes, raw)
-            except (FileNotFoundError, UserError):
-                self._unpack(entry, path)
-        return _MappedShard(path, self._column, self._label(raw["basename"]))
+                self.column.dtype = self.column.guess_dtype(
+                    self._sampled(self.raw), self._tokenizer.vocab_size
+                )
+            except ValueError as error:
+                raise UserError(f"{self.path} (stream {self.name}): {error}") from error
+        if recorded:
+            return recorded
+        raw_bytes = int(self.index.raw_bytes.sum())
+        alone = sum(size is None for size in self.index.sizes) == 1
+        if self.column.dtype is not None and alone:
+            return DatasetAttributes(
+                self.column.stored_tokens(raw_bytes, self.documents), "the shards' sizes"
+            )
+        if self._tokenizer is None:
+            return DatasetAttributes(max(1, raw_bytes // 4), "the shards' sizes, unread")
+        lengths = [len(tokens) for tokens in self._sampled(self.tokens)]
+        estimate = max(1, round(sum(lengths) / len(lengths) * self.documents))
+        return DatasetAttributes(estimate, f"a sample of {len(lengths)} documents")
 
-    def _unpack(self, entry: dict[str, Any], path: Path) -> None:
-        """Write the raw form of a compressed or remote shard to `path`, checked on both sides."""
-        packed = entry.get("zip_data") or entry["raw_data"]
-        if self._remote:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = self._download(packed["basename"], path.parent)
-        else:
-            source = Path(self.path) / packed["basename"]
-            if not source.is_file():
-                raise UserError(f"{self._label(packed['basename'])}: the shard is missing")
-            content = source.read_bytes()
-        self._check(lambda: content, packed)
-        if entry.get("zip_data"):
-            content = _decompress(entry["compression"], content)
-            self._check(lambda: content, entry["raw_data"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+    def _sampled(self, read: Callable[[int, int], np.ndarray]) -> list[np.ndarray]:
+        """Read the sample, without damaged shards where these are to be skipped."""
+        found: list[np.ndarray] = []
+        damaged: dict[int, DamagedShardError] = {}
+        for shard, document in self.sample():
+            if shard not in damaged:
+                try:
+                    found.append(read(shard, document))
+                except DamagedShardError as error:
+                    damaged[shard] = error
+                    if self._settings.on_damaged_shard == "stop":
+                        raise
+        if not found:
+            raise next(iter(damaged.values()))
+        return found
 
-    def _check(self, read: Callable[[], bytes], info: dict[str, Any]) -> None:
-        """Compare content with its recorded size and, where one is recorded, its hash."""
-        content = read()
-        label = self._label(info["basename"])
-        if len(content) != info["bytes"]:
+    def _recorded_attributes(self) -> DatasetAttributes | None:
+        """Return what restomod.json beside the index says."""
+        content = self._files.read_beside("restomod.json")
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+            return DatasetAttributes(
+                int(found["tokens"]), MANIFEST, str(found["tokenizer_fingerprint"])
+            )
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{label}: the shard is damaged: {len(content)} bytes, {info['bytes']} are recorded"
-            )
-        for algorithm, expected in (info.get("hashes") or {}).items():
-            actual = _digest(algorithm, content)
-            if actual != expected:
-                raise UserError(
-                    f"{label}: the shard is damaged: its {algorithm} is {actual}, not {expected}"
-                )
-            return
+                f"{self._files.label('restomod.json')}: cannot be read: {error!r}"
+            ) from error
 
+    def _without_edges(self, tokens: np.ndarray) -> np.ndarray:
+        """Take off what was stored around a document. No text encodes to a special token."""
+        begin, end = 0, len(tokens)
+        edges = self._edges
+        while begin < end and int(tokens[end - 1]) in edges:
+            end -= 1
+        while begin < end and int(tokens[begin]) in edges:
+            begin += 1
+        return tokens[begin:end]
 
-class _TokenColumn:
-    """Where the token ids lie inside a sample, and in what type."""
-
-    def __init__(self, entry: dict[str, Any]) -> None:
-        names, encodings = entry["column_names"], entry["column_encodings"]
-        name = next((n for n in TOKEN_COLUMNS if n in names), None)
-        if name is None:
-            raise ValueError(f"none of its columns {names} is called {' or '.join(TOKEN_COLUMNS)}")
-        self.number = names.index(name)
-        self.sizes: list[int | None] = entry["column_sizes"]
-        kind, _, dtype = encodings[self.number].partition(":")
-        dtype, _, shape = dtype.partition(":")
-        if kind != "ndarray" or dtype not in TOKEN_DTYPES:
-            raise ValueError(
-                f"column {name} is {encodings[self.number]}, not an ndarray of "
-                f"{', '.join(TOKEN_DTYPES)}"
-            )
-        self.dtype = np.dtype(dtype)
-        self.fixed_shape = bool(shape)
-        self.variable = sum(size is None for size in self.sizes)
-
-    def read(self, data: np.ndarray, begin: int, end: int) -> np.ndarray:
-        """Return the ids of the sample stored in data[begin:end]."""
-        start = begin + 4 * self.variable
-        if self.variable == 1 and len(self.sizes) == 1:
-            stop = end
-        else:
-            lengths = iter(data[begin:start].view(np.uint32).tolist())
-            sizes = [size if size is not None else next(lengths) for size in self.sizes]
-            start += sum(sizes[: self.number])
-            stop = start + sizes[self.number]
-        if not self.fixed_shape:
-            header = int(data[start])
-            start += 1 + (header >> 2 << (header & 3))
-        return data[start:stop].view(self.dtype)
-
-    def estimate_tokens(self, stored_bytes: int, documents: int) -> int:
-        """Return about how many tokens shards of this size hold, their headers taken off."""
-        overhead = 4 + 4 * self.variable + (0 if self.fixed_shape else 3)
-        return max(1, (stored_bytes - documents * overhead) // self.dtype.itemsize)
-
-
-class _MappedShard:
-    """A raw shard file mapped into memory."""
-
-    def __init__(self, path: Path, column: _TokenColumn, label: str) -> None:
-        self._data = np.memmap(path, np.uint8, mode="r").view(np.ndarray)
-        self._column = column
+    def _encode(self, content: np.ndarray, shard: int, document: int) -> np.ndarray:
+        if self._tokenizer is None:
+            raise UserError(f"{self.path} (stream {self.name}): text needs a tokenizer to be read")
         try:
-            documents = int(self._data[:4].view(np.uint32)[0])
-            self._offsets = self._data[4 : 8 + 4 * documents].view(np.uint32).tolist()
-        except (ValueError, IndexError) as error:
-            raise UserError(f"{label}: the shard is damaged: its header is cut short") from error
-
-    def tokens(self, document: int) -> np.ndarray:
-        return self._column.read(self._data, self._offsets[document], self._offsets[document + 1])
-
-
-def _digest(algorithm: str, content: bytes) -> str:
-    if algorithm.startswith("xxh"):
-        import xxhash
-
-        return getattr(xxhash, algorithm)(content).hexdigest()
-    return hashlib.new(algorithm, content).hexdigest()
+            text = content.tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise DamagedShardError(
+                f"{self.place(shard, document)} is not UTF-8: {error}"
+            ) from error
+        return self._tokenizer.encode_batch([text])[0]
 
 
-def _decompress(compression: str, content: bytes) -> bytes:
-    if compression.startswith("zstd"):
-        import zstandard
+class _OpenShard:
+    """A raw shard mapped into memory, locked against removal while it is open."""
 
-        return zstandard.ZstdDecompressor().decompressobj().decompress(content)
-    from streaming.base.compression import decompress
+    def __init__(self, path: Path, column: Column, documents: int, locked: bool) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        try:
+            if locked:
+                lock_shared(self._descriptor)
+            with open(self._descriptor, "rb", closefd=False) as file:
+                data = np.memmap(file, np.uint8, mode="r").view(np.ndarray)
+            shard = RawShard(data, documents)
+        except BaseException:
+            self._close()
+            raise
+        if not locked:
+            self._close()
+        self._data, self._offsets = shard.data, shard.offsets
+        self._column = column
 
-    return decompress(compression, content)
+    def document(self, number: int) -> np.ndarray:
+        """Return a document's bytes or ids."""
+        begin, end = self._offsets[number], self._offsets[number + 1]
+        return self._column.document(self._data, int(begin), int(end))
+
+    def raw(self, number: int) -> np.ndarray:
+        """Return a document's bytes, [n] uint8."""
+        begin, end = self._offsets[number], self._offsets[number + 1]
+        return self._column.raw(self._data, int(begin), int(end))
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self._close()
+
+
+def _touch(path: Path) -> None:
+    """Mark a file of the cache as used now; another user's cannot be."""
+    with suppress(OSError):
+        os.utime(path)
+
+
+def _spread(count: int, chosen: int) -> np.ndarray:
+    """Return at most `chosen` numbers below `count`, evenly spread, the first and last included."""
+    return np.unique(np.linspace(0, count - 1, chosen).astype(np.int64))

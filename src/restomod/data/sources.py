@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from restomod.config import Recipe, StreamConfig
-from restomod.data.shards import ShardedDataset
+from restomod.data.mixture import exhausted
+from restomod.data.shards import OpenShards, ShardedDataset
 from restomod.data.tokenizer import Tokenizer, load_tokenizer
+from restomod.data.working_set import working_set
 from restomod.errors import UserError
 
 
@@ -16,17 +18,21 @@ class Sources:
 
     tokenizer: Tokenizer
     streams: dict[str, ShardedDataset]
-    """By name, those that a phase draws from."""
+    """By name, those that a phase's mixture names."""
     heldout: dict[str, ShardedDataset]
     """Evaluation data by name."""
+    open_shards: OpenShards
+    """The shards of all of them that this process keeps open."""
 
 
-def open_sources(recipe: Recipe) -> Sources:
+def open_sources(recipe: Recipe, world_size: int = 1) -> Sources:
     """Open the tokenizer and all data sets' indexes; shards are opened when they are needed.
 
-    Raises UserError, naming all that is wrong, for missing data and for data of another tokenizer.
+    Raises UserError, naming all that is wrong, for missing data, for data of another tokenizer, for
+    streams that do not last, and where more shards would be open or in the cache than may be.
     """
     problems: list[str] = []
+    open_shards = OpenShards(recipe.data.shards_open_per_rank)
     tokenizer = None
     try:
         tokenizer = load_tokenizer(recipe.tokenizer)
@@ -38,7 +44,9 @@ def open_sources(recipe: Recipe) -> Sources:
         for name, config in configs.items():
             key = f"{section}.streams.{name}"
             try:
-                opened[name] = ShardedDataset(name, config, recipe.cache_dir)
+                opened[name] = ShardedDataset(
+                    name, config, recipe.cache_dir, tokenizer, recipe.data, open_shards
+                )
             except UserError as error:
                 problems.append(f"{key}: {error}")
                 continue
@@ -51,10 +59,13 @@ def open_sources(recipe: Recipe) -> Sources:
                 )
         return opened
 
-    drawn = {name for phase in recipe.phases for name, share in phase.mixture.items() if share > 0}
-    streams = open_all("data", {n: s for n, s in recipe.data.streams.items() if n in drawn})
+    named = {name for phase in recipe.phases for name in phase.mixture}
+    streams = open_all("data", {n: s for n, s in recipe.data.streams.items() if n in named})
     heldout = open_all("evaluation", recipe.evaluation.streams)
+    if not problems:
+        problems += exhausted(recipe.phases, streams)
+        problems += working_set(recipe, streams, world_size).problems(recipe.data)
     if problems:
         raise UserError("\n".join(problems))
     assert tokenizer is not None
-    return Sources(tokenizer, streams, heldout)
+    return Sources(tokenizer, streams, heldout, open_shards)

@@ -52,6 +52,19 @@ def token_dtype(size: int) -> np.dtype[Any]:
 
 
 @dataclass(frozen=True, eq=False)
+class WordParts:
+    """How tokens make up words: token b begins a word after token a if b is in `starts`, or if
+    `first[b]` differs from `last[a]` (a letter after a bracket, say)."""
+
+    starts: np.ndarray
+    """[vocab_size] bool."""
+    first: np.ndarray
+    """[vocab_size] uint8, class of the first character."""
+    last: np.ndarray
+    """[vocab_size] uint8, class of the last character."""
+
+
+@dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A loaded tokenizer. It never truncates, pads or adds special tokens, and reads the spelling
     of a special token in a text as plain text, so that its id cannot come out of a corpus."""
@@ -104,9 +117,46 @@ class Tokenizer:
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
+    def word_parts(self) -> WordParts:
+        """Return how tokens make up words, for whole-word masking."""
+        content = json.loads(self.backend.to_str())
+        model = content["model"]
+        known = {i: t for t, i in self.backend.get_vocab(with_added_tokens=True).items()}
+        tokens = [known.get(i, "") for i in range(self.vocab_size)]
+        same = np.zeros(self.vocab_size, np.uint8)
+        prefix, suffix = (
+            model.get(key) or "" for key in ("continuing_subword_prefix", "end_of_word_suffix")
+        )
+        if prefix:
+            starts = np.array([not token.startswith(prefix) for token in tokens])
+            return WordParts(starts, same, same)
+        if suffix:
+            last = np.array([token.endswith(suffix) for token in tokens], np.uint8)
+            return WordParts(np.zeros(self.vocab_size, bool), same, last)
+        if '"ByteLevel"' in json.dumps([content["pre_tokenizer"], content["decoder"]]):
+            decoder = self.backend.decoder
+            tokens = [decoder.decode([token]) if token else "" for token in tokens]
+        else:
+            tokens = [token.replace("\u2581", " ") for token in tokens]
+        return WordParts(
+            np.array([token[:1].isspace() for token in tokens]),
+            np.array([_character_class(token[:1]) for token in tokens], np.uint8),
+            np.array([_character_class(token[-1:]) for token in tokens], np.uint8),
+        )
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`, special tokens spelled out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _character_class(character: str) -> int:
+    if character.isspace():
+        return 1
+    if character.isdigit():
+        return 2
+    if character.isascii() and not character.isalpha():
+        return 3
+    return 0  # letters, and the bytes of characters that several tokens make up
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:

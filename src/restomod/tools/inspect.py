@@ -10,6 +10,7 @@ import numpy as np
 from restomod.config import Recipe
 from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
+from restomod.train.manifest import fingerprint, state_before
 
 
 def inspect_steps(
@@ -17,14 +18,21 @@ def inspect_steps(
 ) -> Iterator[str]:
     """Yield one line for each step in first .. last - 1, with the ranks imitated in one process.
 
+    Where the recipe's run has a checkpoint before them, written with the same recipe and data, it
+    goes on from there; otherwise it steps through what comes before.
+
     Fields: step, rows, tokens (slots that are not padding), documents (chunks), packing_efficiency,
     data_digest (as metrics.jsonl has it) and mixture (share of tokens by stream).
     """
     phase = recipe.phases[0]
-    sources = open_sources(recipe)
-    loaders = [Loader(recipe, phase, sources, rank, world_size) for rank in range(world_size)]
+    sources = open_sources(recipe, world_size)
+    found = state_before(recipe.run_folder, first, recipe, fingerprint(sources))
+    begun, state = found or (0, None)
+    loaders = [
+        Loader(recipe, phase, sources, rank, world_size, state) for rank in range(world_size)
+    ]
     batches = [iter(loader) for loader in loaders]
-    for step in range(last):
+    for step in range(begun, last):
         for batch in batches:
             next(batch)
         if step < first:

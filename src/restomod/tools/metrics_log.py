@@ -191,6 +191,10 @@ class RunLog:
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=100))
     _waiting_resumes: list[tuple[float | None, float]] = field(default_factory=list)
     _last_step: float = 0.0
+    asked: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Share of tokens asked of each stream, by phase, as the run worked it out."""
+    domains: dict[str, str] = field(default_factory=dict)
+    """Domain of each stream."""
     _epochs: Any = None
     _last_eval_tokens: float = -1.0
 
@@ -221,6 +225,11 @@ class RunLog:
             self.checkpoint_s.add(number(line.get("seconds")), 1.0)
             self.checkpoint_bytes = number(line.get("bytes")) or self.checkpoint_bytes
         else:
+            if isinstance(line.get("asked"), dict):
+                self.asked = {str(phase): numbers(of) for phase, of in line["asked"].items()}
+            domains = line.get("stream_domains")
+            if isinstance(domains, dict):
+                self.domains = {str(stream): str(domain) for stream, domain in domains.items()}
             if kind == "resume":
                 self._waiting_resumes.append((number(line.get("step")), self.time_s))
             self.events.append(dict(line))

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from restomod.config import PhaseConfig, Recipe
+from restomod.data.mixture import exhausted, token_shares
 from restomod.data.mlm import predicted_slots
 from restomod.data.shards import ShardedDataset
-from restomod.data.tokenizer import load_tokenizer
+from restomod.data.tokenizer import Tokenizer, load_tokenizer
+from restomod.data.working_set import working_set
 from restomod.errors import UserError
 from restomod.model.memory import parameters, step_memory
 from restomod.optim.schedules import step_factor
 
 PLOT_COLUMNS, PLOT_ROWS = 60, 6
+REPEATS = 4
+"""Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""
 
 
 def plan(recipe: Recipe, world_size: int) -> str:
     """Return the plan as text. Data that is not there is named, not an error: a recipe may be
-    planned where its data is not."""
+    planned where its data is not. Raises UserError where the data is there and does not last, or
+    needs more open shards or cache than the recipe allows."""
     lines = [f"{recipe.run_name}: runs in {recipe.run_folder}, seed {recipe.seed}"]
     vocab_size = 0
+    tokenizer = None
     try:
         tokenizer = load_tokenizer(recipe.tokenizer)
         vocab_size = tokenizer.vocab_size
@@ -35,11 +41,51 @@ def plan(recipe: Recipe, world_size: int) -> str:
         )
         + " without the embedding"
     )
+    streams, missing = _open_streams(recipe, tokenizer)
+    if not missing:
+        lines += _data(recipe, streams, world_size)
     for phase in recipe.phases:
         lines += _phase(recipe, phase, world_size)
+        lines += [f"  {line}" for line in _mixture(recipe, phase, streams, missing)]
+        lines += [f"  {line}" for line in _plot(phase)]
         if vocab_size:
             lines += [f"  {line}" for line in _memory(recipe, phase, vocab_size)]
     return "\n".join(lines) + "\n"
+
+
+def _open_streams(
+    recipe: Recipe, tokenizer: Tokenizer | None
+) -> tuple[dict[str, ShardedDataset], dict[str, str]]:
+    """Return the streams that are here, and why the others are not."""
+    streams: dict[str, ShardedDataset] = {}
+    missing: dict[str, str] = {}
+    for name in sorted({name for phase in recipe.phases for name in phase.mixture}):
+        config = recipe.data.streams[name]
+        try:
+            streams[name] = ShardedDataset(name, config, recipe.cache_dir, tokenizer, recipe.data)
+        except UserError as error:
+            missing[name] = str(error)
+    return streams, missing
+
+
+def _data(recipe: Recipe, streams: dict[str, ShardedDataset], world_size: int) -> list[str]:
+    data = recipe.data
+    needed = working_set(recipe, streams, world_size)
+    problems = exhausted(recipe.phases, streams) + needed.problems(data)
+    if problems:
+        raise UserError("\n".join(problems))
+    cached = [dataset for dataset in streams.values() if dataset.cached]
+    lines = [
+        f"data: each rank opens up to {needed.open_shards} shards before its first rows, "
+        f"{data.shards_open_per_rank} are allowed"
+    ]
+    if cached:
+        lines.append(
+            f"cache: shards in use take up to {needed.cached_bytes / 1e9:.3g} GB of a node, "
+            f"all data {sum(int(d.index.raw_bytes.sum()) for d in cached) / 1e9:.3g} GB, "
+            f"{data.cache_limit_gb:g} GB are allowed"
+        )
+    return lines
 
 
 def _phase(recipe: Recipe, phase: PhaseConfig, world_size: int) -> list[str]:
@@ -51,11 +97,10 @@ def _phase(recipe: Recipe, phase: PhaseConfig, world_size: int) -> list[str]:
         f"  each of {world_size} ranks: {micro_batches} micro-batches of "
         f"{phase.micro_batch_rows} rows; {recipe.data.lanes} lanes, "
         f"{recipe.data.lanes // world_size} of them each",
-        f"  sequence length {phase.sequence_length:,}, mask rate {phase.mask.rate:.0%}, "
+        f"  sequence length {phase.sequence_length:,}, mask rate {_rates(phase)}, "
         f"peak learning rate {recipe.optimizer.lr:g}",
     ]
-    lines += ["  " + line for line in _mixture(recipe, phase)]
-    return lines + ["  " + line for line in _plot(phase)]
+    return lines
 
 
 def _memory(recipe: Recipe, phase: PhaseConfig, vocab_size: int) -> list[str]:
@@ -69,27 +114,45 @@ def _memory(recipe: Recipe, phase: PhaseConfig, vocab_size: int) -> list[str]:
     return lines
 
 
-def _mixture(recipe: Recipe, phase: PhaseConfig) -> list[str]:
+def _rates(phase: PhaseConfig) -> str:
+    mask = phase.mask
+    towards = "" if mask.between == "steps" else "linearly "
+    later = [f", {towards}{step.rate:.0%} at {step.at}" for step in mask.later]
+    return f"{mask.rate:.0%}" + "".join(later)
+
+
+def _mixture(
+    recipe: Recipe,
+    phase: PhaseConfig,
+    streams: dict[str, ShardedDataset],
+    missing: dict[str, str],
+) -> list[str]:
+    known = not missing or phase.mixture_by == "proportion"
     total = sum(phase.mixture.values())
-    slots = phase.steps * phase.batch_slots
+    shares = {name: share / total for name, share in phase.mixture.items()}
+    if not missing:
+        shares = token_shares(phase, streams)
     lines = []
     chunk_weight = chunk_tokens = 0.0
-    for name, share in sorted(phase.mixture.items()):
-        asked = f"stream {name}: {share / total:.1%} of tokens"
-        try:
-            data = ShardedDataset(name, recipe.data.streams[name], recipe.cache_dir)
-        except UserError as error:
-            lines.append(f"{asked}; not here ({error})")
+    for name, share in sorted(shares.items()):
+        asked = f"stream {name}: {share:.1%} of tokens" if known else f"stream {name}"
+        if name in missing:
+            lines.append(f"{asked}; not here ({missing[name]})")
             continue
+        data = streams[name]
+        tokens = data.attributes.tokens
         counted = "" if data.attributes.exact else "about "
-        epochs = share / total * slots / data.attributes.tokens
+        times = share * phase.steps * phase.batch_slots / tokens if known else 0.0
         lines.append(
-            f"{asked}; {data.documents:,} documents, {counted}{data.attributes.tokens:,} tokens, "
-            f"{epochs:.2f} epochs"
+            f"{asked}; {data.documents:,} documents, {counted}{tokens:,} tokens (from "
+            f"{data.attributes.source}), {times:.2f} epochs of at most {data.max_epochs:g}"
         )
-        mean = min(data.mean_tokens, phase.sequence_length)
-        chunk_weight += share / mean
-        chunk_tokens += share
+        if times > REPEATS:
+            lines.append(f"warning: more than {REPEATS} epochs of {name} teach little more")
+        if share:
+            mean = min(data.mean_tokens, phase.sequence_length)
+            chunk_weight += share / mean
+            chunk_tokens += share
     if chunk_weight and phase.row_tokens < 27 * chunk_tokens / chunk_weight:
         lines.append(
             f"warning: a row of {phase.row_tokens:,} holds fewer than 27 mean chunks of "

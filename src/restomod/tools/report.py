@@ -45,7 +45,7 @@ def write_report(run_folder: Path) -> Path:
     updated = datetime.fromtimestamp(metrics.stat().st_mtime, UTC)
     name = config.get("run_name")
     name = name if isinstance(name, str) and name else run_folder.resolve().name
-    asked = asked_phases(config)
+    asked = asked_phases(config, log)
 
     parts: list[tuple[str, str, str]] = []
     mixture = ""
@@ -88,8 +88,9 @@ def write_report(run_folder: Path) -> Path:
     return report
 
 
-def asked_phases(config: dict[str, Any]) -> list[AskedPhase]:
-    """Read the phases of a resolved recipe, with the shares of each mixture normalised."""
+def asked_phases(config: dict[str, Any], log: RunLog) -> list[AskedPhase]:
+    """Read the phases of a resolved recipe, with the shares of tokens that each mixture asks for:
+    from the log, which knows them where the recipe counts in documents or repeats."""
     phases = config.get("phases")
     result = []
     for phase in phases if isinstance(phases, list) else ():
@@ -98,6 +99,7 @@ def asked_phases(config: dict[str, Any]) -> list[AskedPhase]:
             total = sum(shares.values())
             mixture = {k: v / total for k, v in shares.items()} if total > 0 else {}
             name = str(phase.get("name", ""))
+            mixture = log.asked.get(name, mixture)
             result.append(AskedPhase(name, _slots(phase.get("slots")), mixture))
     return result
 

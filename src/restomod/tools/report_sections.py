@@ -132,24 +132,38 @@ def mixture_table(log: RunLog, asked: Sequence[AskedPhase]) -> str:
     colour = colours(log, asked)
     names = [name for phase in asked for name in phase.mixture]
     names += [name for counts in log.stream_tokens.values() for name in counts]
-    rows = []
-    for stream in dict.fromkeys(names):
-        tokens = sum(counts[stream] for counts in log.stream_tokens.values())
-        goal = sum(mixtures.get(p, {}).get(stream, 0.0) * trained[p] for p in trained) / total
-        epochs = log.epochs.get(stream)
-        row = [
-            f'<span class="key {colour[stream]}"></span>{escape(stream)}',
+
+    def row(title: str, streams: Sequence[str], epochs: str) -> list[str]:
+        tokens = sum(counts[s] for counts in log.stream_tokens.values() for s in streams)
+        goal = (
+            sum(mixtures.get(p, {}).get(s, 0.0) * trained[p] for p in trained for s in streams)
+            / total
+        )
+        cells = [
+            title,
             si(tokens),
-            NONE if epochs is None else f"{epochs:.3g}",
+            epochs,
             _percent(goal, 2) if known else NONE,
             _percent(tokens / total, 2),
             _signed(100 * (tokens / total - goal) if known else None, 2),
         ]
         for phase in phases:
-            wanted = mixtures.get(phase, {}).get(stream)
-            share = log.stream_tokens[phase][stream] / trained[phase]
-            row.append(f"{_percent(wanted, 1)} → {_percent(share, 1)}")
-        rows.append(row)
+            wanted = [w for s in streams if (w := mixtures.get(phase, {}).get(s)) is not None]
+            share = sum(log.stream_tokens[phase][s] for s in streams) / trained[phase]
+            cells.append(f"{_percent(sum(wanted) if wanted else None, 1)} → {_percent(share, 1)}")
+        return cells
+
+    streams = list(dict.fromkeys(names))
+    rows = []
+    for stream in streams:
+        times = log.epochs.get(stream)
+        title = f'<span class="key {colour[stream]}"></span>{escape(stream)}'
+        rows.append(row(title, [stream], NONE if times is None else f"{times:.3g}"))
+    domain_of = {stream: log.domains.get(stream, stream) for stream in streams}
+    for domain in dict.fromkeys(domain_of.values()):
+        of_domain = [stream for stream in streams if domain_of[stream] == domain]
+        if of_domain != [domain]:
+            rows.append(row(f"domain {escape(domain)}", of_domain, NONE))
     head = ["stream", "real tokens", "epochs", "asked", "realised", "difference, points", *phases]
     return table(head, rows, "Mixture asked and realised", "wide")
 

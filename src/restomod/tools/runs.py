@@ -11,6 +11,7 @@ from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 from restomod.model.hf import load_transformers
 from restomod.recipe import load_recipe
+from restomod.train.manifest import newest_checkpoint, verify
 
 
 def run_recipe(folder: Path) -> Recipe:
@@ -31,8 +32,6 @@ def load_model(path: str | Path) -> MaskedLM:
         raise UserError(f"{path}: no such folder")
     if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
         return load_transformers(path)
-    from restomod.train.checkpoint import newest_checkpoint, verify
-
     if (path / "manifest.json").is_file():
         problem, _ = verify(path)
         if problem:

@@ -22,7 +22,8 @@ from composer.utils import dist
 
 from restomod.config import ModelConfig, PhaseConfig, Recipe
 from restomod.data.batch import Batch
-from restomod.data.loader import Loader
+from restomod.data.loader import Loader, explain
+from restomod.data.mixture import token_shares
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
@@ -37,16 +38,16 @@ from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 from restomod.recipe import save_recipe
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model
-from restomod.train.checkpoint import (
-    Checkpointing,
+from restomod.train.checkpoint import Checkpointing
+from restomod.train.clock import RunClock
+from restomod.train.evaluation import Evaluation, heldout_batches
+from restomod.train.hardware import choose_device, peak_flops
+from restomod.train.manifest import (
     check_unchanged,
     fingerprint,
     load_loader_state,
     newest_checkpoint,
 )
-from restomod.train.clock import RunClock
-from restomod.train.evaluation import Evaluation, heldout_batches
-from restomod.train.hardware import choose_device, peak_flops
 from restomod.train.metrics import MetricsLog, StepMetrics
 from restomod.train.module import GlobalMean, TrainedModel
 from restomod.train.progress import Progress
@@ -160,7 +161,11 @@ def train(run: PreparedRun, started: float) -> None:
         seed=recipe.seed % 2**32,
         progress_bar=False,
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except RuntimeError as error:
+        explain(error)
+        raise
     trainer.close()
     if dist.get_global_rank() == 0:
         write_report(recipe.run_folder)
@@ -229,13 +234,12 @@ def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> 
 def unigram(phase: PhaseConfig, sources: Sources, vocab_size: int) -> np.ndarray:
     """Return the share of each id among the mixture's tokens, [vocab_size], smoothed by half a
     count so that none is zero."""
-    total = sum(phase.mixture.values())
     shares = np.zeros(vocab_size)
     size = 0
-    for name, share in phase.mixture.items():
+    for name, share in token_shares(phase, sources.streams).items():
         counts = sources.streams[name].token_counts(len(shares))
         size += counts.sum()
-        shares += share / total * counts / counts.sum()
+        shares += share * counts / counts.sum()
     return (shares * size + 0.5) / (size + 0.5 * len(shares))
 
 
@@ -256,7 +260,13 @@ def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) ->
         folder.mkdir(parents=True, exist_ok=True)
         save_recipe(run.recipe, folder / "config.yaml")
         _keep_tokenizer(Path(run.recipe.tokenizer), run.sources.tokenizer, folder / "tokenizer")
-    world_size = dist.get_world_size()
+    about = {
+        "world_size": dist.get_world_size(),
+        "asked": {
+            phase.name: token_shares(phase, run.sources.streams) for phase in run.recipe.phases
+        },
+        "stream_domains": {name: dataset.domain for name, dataset in run.sources.streams.items()},
+    }
     if run.resumed:
         manifest = run.resumed[1]
         clock.before_s = manifest["time_s"]
@@ -265,13 +275,13 @@ def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) ->
             "resume",
             step=manifest["step"],
             from_step=manifest["step"],
-            world_size=world_size,
             changed=run.changed,
+            **about,
         )
         log.info("resuming from %s", run.resumed[0])
     else:
         metrics.rewind(-1)
-        metrics.write("start", step=0, world_size=world_size)
+        metrics.write("start", step=0, **about)
 
 
 def _keep_tokenizer(source: Path, tokenizer: Tokenizer, folder: Path) -> None:

@@ -3,14 +3,13 @@
 A checkpoint is `checkpoints/step-00001000/` with `state/` (model and optimizer, independent of the
 parallelism that wrote it), `loader.json` (the lanes' state by lane number), `model.json` (the
 encoder's shape) and, written last, `manifest.json`: sizes and hashes of all of these, the step, and
-what the run was trained with. Nothing of a checkpoint is read that its manifest does not cover.
+what the run was trained with. Nothing of a checkpoint is read that its manifest does not cover;
+`train/manifest.py` reads it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import hashlib
 import json
 import logging
 import os
@@ -29,111 +28,12 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from restomod.config import Recipe
 from restomod.data.loader import Loader
-from restomod.data.sources import Sources
-from restomod.errors import UserError
-from restomod.recipe import flatten
 from restomod.train.clock import RunClock
+from restomod.train.manifest import FORMAT, guarded, hash_file
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
 
 log = logging.getLogger(__name__)
-
-FORMAT = 1
-FREE_KEYS = (
-    "run_name",
-    "runs_dir",
-    "cache_dir",
-    "device",
-    "tokenizer",  # its content is guarded by the fingerprint
-    "data.streams.*",  # likewise
-    "data.workers",
-    "phases.*.slots",
-    "phases.*.micro_batch_rows",
-    "compute.*",
-    "evaluation.*",
-    "checkpoint.*",
-    "logging.*",
-    "resume.*",
-)
-"""Keys that a resumed run may change; all others are guarded."""
-
-
-def fingerprint(sources: Sources) -> dict[str, str]:
-    """Return what identifies the data: {name: hash} of every stream's index and of the
-    tokenizer."""
-    return {
-        **{f"data.streams.{name}": data.fingerprint for name, data in sources.streams.items()},
-        "tokenizer": sources.tokenizer.fingerprint,
-    }
-
-
-def guarded(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's keys that a resumed run must not change."""
-    return {
-        key: value
-        for key, value in flatten(recipe).items()
-        if not any(fnmatch.fnmatch(key, free) for free in FREE_KEYS)
-    }
-
-
-def check_unchanged(
-    manifest: dict[str, Any], recipe: Recipe, identity: dict[str, str]
-) -> list[str]:
-    """Return the guarded keys that changed and are allowed to; raise UserError for any other."""
-    now = {**guarded(recipe), **identity}
-    then = {**manifest["recipe"], **manifest["fingerprint"]}
-    changed = [key for key in sorted(now.keys() | then.keys()) if now.get(key) != then.get(key)]
-    refused = [
-        key
-        for key in changed
-        if not any(key == allow or key.startswith(allow + ".") for allow in recipe.resume.allow)
-    ]
-    if refused:
-        lines = [f"{key}: was {then.get(key)!r}, is {now.get(key)!r}" for key in refused]
-        raise UserError(
-            f"{recipe.run_folder}: the run cannot go on with another recipe or other data:\n  "
-            + "\n  ".join(lines)
-            + "\nundo the change, choose another run_name, or list the key in resume.allow"
-        )
-    return changed
-
-
-def newest_checkpoint(run_folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest whole checkpoint and its manifest; broken ones are named and passed
-    over."""
-    for folder in sorted((run_folder / "checkpoints").glob("step-*"), reverse=True):
-        problem, manifest = verify(folder)
-        if not problem:
-            return folder, manifest
-        log.warning("%s is not used: %s", folder, problem)
-    return None
-
-
-def verify(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Return what is wrong with a checkpoint (nothing: an empty text), and its manifest."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']}, not {FORMAT}", {}
-        for name, entry in manifest["files"].items():
-            path = folder / name
-            if path.stat().st_size != entry["bytes"] or _hash(path) != entry["sha256"]:
-                return f"{name} is damaged", {}
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing", {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read: {error!r}", {}
-    return "", manifest
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def load_loader_state(folder: Path) -> dict[str, Any]:
-    """Return the loader's state of a checkpoint, all lanes of it."""
-    return json.loads((folder / "loader.json").read_bytes())
 
 
 class Checkpointing(Callback):
@@ -216,7 +116,7 @@ class Checkpointing(Callback):
     def _finish(self, folder: Path, state: State, step: int) -> int:
         """Write the manifest, which makes the checkpoint count, then delete what is too old."""
         files: dict[str, dict[str, Any]] = {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _hash(path)}
+            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         }

@@ -29,13 +29,17 @@ def heldout_batches(
 ) -> dict[str, list[Batch]]:
     """Return this rank's micro-batches, of one row each, by domain."""
     phase = dataclasses.replace(
-        phase, mask=dataclasses.replace(phase.mask, rate=recipe.evaluation.mask_rate)
+        phase, mask=dataclasses.replace(phase.mask, rate=recipe.evaluation.mask_rate, later=[])
     )
-    documents = phase.row_tokens // recipe.data.tokens_per_document_min
     batches: dict[str, list[Batch]] = {}
     for dataset in sources.heldout.values():
         rows = heldout_rows(
-            dataset, phase, sources.tokenizer, recipe.seed, recipe.evaluation.rows, documents
+            dataset,
+            phase,
+            recipe.data,
+            sources.tokenizer,
+            recipe.seed,
+            recipe.evaluation.rows,
         )
         batches.setdefault(dataset.domain, []).extend(
             collate([row], phase, recipe.data, pin_memory=False)

@@ -17,6 +17,7 @@ from composer.utils import dist
 from restomod.config import PhaseConfig, Recipe
 from restomod.data.loader import BatchFacts, Loader
 from restomod.data.sources import Sources
+from restomod.data.state import COUNTERS
 from restomod.model.config import EncoderConfig
 from restomod.model.flops import flops_per_token
 from restomod.optim.stable_adamw import gradient_norm
@@ -74,7 +75,10 @@ class StepMetrics(Callback):
         self._phase = phase
         self._config = config
         self._loader = loader
-        self._sizes = np.array([sources.streams[name].documents for name in loader.streams])
+        datasets = [sources.streams[name] for name in loader.streams]
+        self._sizes = np.array([dataset.documents for dataset in datasets])
+        self._domains = [dataset.domain for dataset in datasets]
+        self._skipped: list[dict[str, Any]] = []
         self._peak_flops = peak_flops * dist.get_world_size()
         self._clock = clock
         self._metrics = metrics
@@ -93,13 +97,15 @@ class StepMetrics(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._facts.append(self._loader.facts)
+        self._skipped += self._loader.skipped
         step = state.timestamp.batch.value
         if step % self._every == 0:
             line = self._line(state, step)
             self.last = line
             self._metrics.write("train", **line)
             logger.log_metrics({f"train/{k}": v for k, v in line.items() if _is_number(v)})
-            logger.log_metrics({f"mixture/{k}": v for k, v in line["mixture"].items()})
+            for kind in ("mixture", "domain_mixture", "epochs"):
+                logger.log_metrics({f"{kind}/{k}": v for k, v in line[kind].items()})
             self._start_window()
 
     def _start_window(self) -> None:
@@ -129,8 +135,9 @@ class StepMetrics(Callback):
                 _signed(facts[-1].digest),
                 totals.real_tokens,
                 totals.masked_tokens,
-                *totals.documents,
+                len(self._skipped),
                 *np.sum([fact.stream_tokens for fact in facts], axis=0),
+                *totals.counters.ravel(),
             ]
         )
         measures = torch.tensor([flops, sum(fact.wait_s for fact in facts)], dtype=torch.float64)
@@ -140,10 +147,14 @@ class StepMetrics(Callback):
             counts, measures, sums = (t.to(device) for t in (counts, measures, sums))
             for tensor in (counts, measures, sums):
                 torch.distributed.all_reduce(tensor)
-        slots, real, documents, digest, real_total, masked_total, *rest = counts.tolist()
+        slots, real, documents, digest, real_total, masked_total, skipped, *rest = counts.tolist()
         streams = self._loader.streams
-        epochs = np.array(rest[: len(streams)]) / self._sizes
-        stream_tokens = np.array(rest[len(streams) :])
+        stream_tokens = np.array(rest[: len(streams)])
+        counters = np.array(rest[len(streams) :]).reshape(len(streams), len(COUNTERS))
+        counted = dict(zip(COUNTERS, counters.T, strict=True))
+        epochs = counted["documents"] / self._sizes
+        if skipped:
+            self._log_skipped(step)
         loss, correct, predicted = sums.tolist()
         return {
             "step": step,
@@ -161,12 +172,30 @@ class StepMetrics(Callback):
             "data_wait_fraction": float(measures[1]) / dist.get_world_size() / seconds,
             "mfu": float(measures[0]) / seconds / self._peak_flops if self._peak_flops else 0.0,
             "data_digest": f"{digest % 2**64:016x}",
-            "mixture": {
-                name: float(count / max(stream_tokens.sum(), 1))
-                for name, count in zip(streams, stream_tokens, strict=True)
-            },
+            "mixture": _shares(streams, stream_tokens),
+            "domain_mixture": _shares(self._domains, stream_tokens),
             "epochs": {name: float(e) for name, e in zip(streams, epochs, strict=True)},
+            "chunked_documents": int(counted["chunked"].sum()),
+            "skipped_documents": {
+                reason: int(counted[reason].sum()) for reason in ("empty", "short", "damaged")
+            },
         }
+
+    def _log_skipped(self, step: int) -> None:
+        """Write a line for each shard that was left out since the last one; all ranks call it."""
+        for entries in dist.all_gather_object(self._skipped):
+            for entry in entries:
+                self._metrics.write("skip", step=step, **entry)
+        self._skipped = []
+
+
+def _shares(names: list[str], tokens: np.ndarray) -> dict[str, float]:
+    """Return each name's share of the tokens, those of equal names together."""
+    total = max(int(tokens.sum()), 1)
+    shares: dict[str, float] = {}
+    for name, count in zip(names, tokens.tolist(), strict=True):
+        shares[name] = shares.get(name, 0.0) + count / total
+    return shares
 
 
 def _signed(digest: int) -> int:

@@ -13,7 +13,9 @@ def test_one_pass_delivers_every_token_once_with_the_same_masks(tiny, tmp_path):
     dataset = sources.heldout["heldout"]
 
     def rows(limit):
-        return list(heldout_rows(dataset, recipe.phases[0], sources.tokenizer, 17, limit, 99))
+        return list(
+            heldout_rows(dataset, recipe.phases[0], recipe.data, sources.tokenizer, 17, limit)
+        )
 
     everything = rows(1000)
     delivered: Counter = Counter()

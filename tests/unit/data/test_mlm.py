@@ -1,11 +1,26 @@
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from restomod.config import MaskConfig
+from restomod.config import MaskConfig, MaskStep, PhaseConfig
 from restomod.data import mask_tokens
-from restomod.data.mlm import IGNORED, Masker
+from restomod.data.mlm import IGNORED, WORD_TOKENS, Masker, mask_rate, predicted_slots
+from restomod.data.tokenizer import WordParts, load_tokenizer
 
 V, SPECIAL, MASK = 512, (0, 1, 2, 3, 4), 4
+
+
+class Vocabulary:
+    """What a masker needs of a tokenizer: ids from 300 on carry on the word before them."""
+
+    vocab_size, reserved_ids, mask_id = V, SPECIAL, MASK
+
+    def word_parts(self):
+        same = np.zeros(V, np.uint8)
+        return WordParts(np.arange(V) < 300, same, same)
 
 
 def masked(rate=0.3, tokens=None, seed=0):
@@ -49,17 +64,17 @@ def test_specials_are_neither_predicted_nor_drawn():
 
 
 def test_random_replacements_cover_the_vocabulary_evenly():
-    masker = Masker(MaskConfig(rate=0.9, mask_share=0.0, random_share=1.0), V, SPECIAL, MASK)
+    masker = Masker(MaskConfig(mask_share=0.0, random_share=1.0), Vocabulary())
     tokens = np.full(400_000, 7, np.int32)
-    inputs, positions = masker(tokens, np.random.default_rng(0))
+    inputs, positions = masker(tokens, np.random.default_rng(0), 0.9)
     counts = np.bincount(inputs[positions], minlength=V)[5:]
     expected = len(positions) / (V - 5)
     assert ((counts - expected) ** 2 / expected).sum() < (V - 6) + 6 * (2 * (V - 6)) ** 0.5
 
 
 def test_neobert_style_masks_all():
-    masker = Masker(MaskConfig(rate=0.2, mask_share=1.0, random_share=0.0), V, SPECIAL, MASK)
-    inputs, positions = masker(np.full(10_000, 7, np.int32), np.random.default_rng(0))
+    masker = Masker(MaskConfig(mask_share=1.0, random_share=0.0), Vocabulary())
+    inputs, positions = masker(np.full(10_000, 7, np.int32), np.random.default_rng(0), 0.2)
     assert (inputs[positions] == MASK).all()
 
 
@@ -67,3 +82,111 @@ def test_same_generator_gives_the_same_masks():
     first, second, other = masked(seed=1), masked(seed=1), masked(seed=2)
     assert (first[1] == second[1]).all()
     assert (first[1] != other[1]).any()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.integers(0, V - 1), min_size=1, max_size=300),
+    st.floats(0.01, 0.99),
+    st.floats(0, 1),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_any_tokens_are_masked_by_the_rules(ids, rate, mask_share, whole_word, seed):
+    config = MaskConfig(mask_share=mask_share, random_share=1 - mask_share, whole_word=whole_word)
+    tokens = np.array(ids, np.int32)
+    before = tokens.copy()
+    masker = Masker(config, Vocabulary())
+    inputs, positions = masker(tokens, np.random.default_rng(seed), rate)
+    again, same = masker(tokens, np.random.default_rng(seed), rate)
+    assert (tokens == before).all()
+    assert (inputs == again).all()
+    assert (positions == same).all()
+    assert inputs.dtype == tokens.dtype
+    assert (np.diff(positions) > 0).all()
+    assert not np.isin(tokens[positions], SPECIAL).any()
+    others = np.setdiff1d(np.arange(len(tokens)), positions)
+    assert (inputs[others] == tokens[others]).all()
+    replaced = inputs[positions][inputs[positions] != MASK]
+    assert not np.isin(replaced, SPECIAL).any()
+    if mask_share == 1:
+        assert not len(replaced)
+
+
+def words(count, seed=0):
+    """Return tokens of words of 1 to 5 tokens, [CLS] before every tenth, and each token's word."""
+    generator = np.random.default_rng(seed)
+    tokens, number = [], []
+    for n in range(count):
+        if n % 10 == 0:
+            tokens.append(1)
+            number.append(-1)
+        length = int(generator.integers(1, 6))
+        tokens += [int(generator.integers(5, 300)), *generator.integers(300, V, length - 1)]
+        number += [n] * length
+    return np.array(tokens, np.int32), np.array(number)
+
+
+def test_whole_words_are_predicted_or_not_at_all():
+    tokens, number = words(40_000)
+    masker = Masker(MaskConfig(whole_word=True), Vocabulary())
+    inputs, positions = masker(tokens, np.random.default_rng(0), 0.3)
+    predicted = np.zeros(len(tokens), bool)
+    predicted[positions] = True
+    assert not predicted[number < 0].any()
+    of_word = np.bincount(number[number >= 0], weights=predicted[number >= 0])
+    lengths = np.bincount(number[number >= 0])
+    assert set(np.unique(of_word / lengths)) == {0.0, 1.0}
+    share, words_seen = (of_word > 0).mean(), len(lengths)
+    assert share == pytest.approx(0.3, abs=4 * (0.21 / words_seen) ** 0.5)
+    assert (inputs[positions] == MASK).mean() == pytest.approx(0.8, abs=0.01)
+    untouched = ~predicted
+    assert (inputs[untouched] == tokens[untouched]).all()
+
+
+def test_word_without_end_is_masked_in_pieces():
+    masker = Masker(MaskConfig(whole_word=True), Vocabulary())
+    tokens = np.full(80_000, 400, np.int32)
+    _, positions = masker(tokens, np.random.default_rng(0), 0.3)
+    assert len(positions) / len(tokens) == pytest.approx(0.3, abs=0.02)
+    runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
+    assert {len(run) % WORD_TOKENS for run in runs} == {0}
+
+
+def test_room_holds_whole_words():
+    phase = PhaseConfig()
+    tokens_only = predicted_slots(16_384, phase)
+    phase.mask.whole_word = True
+    assert predicted_slots(16_384, phase) > tokens_only
+    masker = Masker(phase.mask, Vocabulary())
+    tokens = np.full(16_384, 400, np.int32)
+    most = max(len(masker(tokens, np.random.default_rng(n), 0.3)[1]) for n in range(200))
+    assert most < predicted_slots(16_384, phase)
+
+
+def test_tokenizers_word_starts_make_words(tiny):
+    tokenizer = load_tokenizer(tiny.folder / "tokenizer")
+    (ids,) = tokenizer.encode_batch(["coaa (cobb) prxx12\ncozz"])
+    parts = tokenizer.word_parts()
+    starts = parts.starts[ids].copy()
+    starts[1:] |= parts.first[ids[1:]] != parts.last[ids[:-1]]
+    starts[0] = True
+    begins = [*np.flatnonzero(starts), len(ids)]
+    found = [tokenizer.decode(ids[a:b]) for a, b in itertools.pairwise(begins)]
+    assert "".join(found) == "coaa (cobb) prxx12\ncozz"
+    assert [piece.strip() for piece in found if piece.strip()] == [
+        "coaa", "(", "cobb", ")", "prxx", "12", "cozz",
+    ]  # fmt: skip
+
+
+def test_rate_follows_its_steps_and_lines():
+    later = [MaskStep("1K", 0.15), MaskStep("3K", 0.05)]
+    steps = MaskConfig(rate=0.3, later=later)
+    assert [mask_rate(steps, n) for n in (0, 999, 1000, 2999, 3000, 10**9)] == [
+        0.3, 0.3, 0.15, 0.15, 0.05, 0.05,
+    ]  # fmt: skip
+    lines = MaskConfig(rate=0.3, later=later, between="linear")
+    assert mask_rate(lines, 500) == pytest.approx(0.225)
+    assert mask_rate(lines, 2000) == pytest.approx(0.10)
+    assert mask_rate(lines, 5000) == pytest.approx(0.05)
+    assert predicted_slots(10_000, PhaseConfig(mask=MaskConfig(rate=0.1, later=later))) > 1500

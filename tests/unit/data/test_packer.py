@@ -24,15 +24,42 @@ def test_every_document_is_in_exactly_one_row_unbroken(lengths, buffer_tokens):
     assert packed == Counter({n: length for n, length in enumerate(lengths) if length})
 
 
-def test_rows_of_27_mean_documents_are_full():
-    generator = np.random.default_rng(0)
-    documents = [
-        np.zeros(min(1024, max(1, int(n))), np.uint16) for n in generator.lognormal(5.3, 0.9, 6000)
-    ]
-    mean = np.mean([len(document) for document in documents])
-    row_tokens = int(27 * mean)
-    rows = list(pack(documents, row_tokens, buffer_tokens=4 * row_tokens))[:-4]
+SHAPES = {
+    "web": lambda g, n: g.lognormal(5.3, 0.9, n),
+    "cut at 1,024": lambda g, n: np.minimum(1024, g.lognormal(6.2, 1.2, n)),
+    "uniform": lambda g, n: g.uniform(100, 500, n),
+    "exponential": lambda g, n: g.exponential(300, n),
+}
+
+
+def documents(shape, count=6000, seed=0):
+    lengths = np.clip(SHAPES[shape](np.random.default_rng(seed), count), 1, 2048)
+    return [np.full(int(length), n % 65_536, np.uint16) for n, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_of_27_mean_documents_are_full(shape):
+    chunks = documents(shape)
+    row_tokens = int(27 * np.mean([len(chunk) for chunk in chunks]))
+    rows = list(pack(chunks, row_tokens, buffer_tokens=4 * row_tokens))[:-4]
     assert sum(len(row.tokens) for row in rows) / (len(rows) * row_tokens) >= 0.999
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rows_keep_the_order_in_which_documents_came(shape):
+    """No document waits for long, and the first rows hold no longer documents than later ones."""
+    chunks = documents(shape)
+    mean = np.mean([len(chunk) for chunk in chunks])
+    row_tokens, buffered = int(40 * mean), 160
+    firsts = [
+        row.tokens[row.cu_seqlens[:-1]].astype(int)
+        for row in pack(chunks, row_tokens, buffer_tokens=4 * row_tokens)
+    ]
+    for n, numbers in enumerate(firsts[:100]):
+        assert np.abs(numbers - 40 * n).max() < 4 * buffered
+    lengths = np.array([len(chunk) for chunk in chunks])
+    early = np.concatenate([lengths[numbers] for numbers in firsts[:10]])
+    assert abs(early.mean() - mean) < 3.5 * lengths.std() / len(early) ** 0.5
 
 
 def test_longer_document_is_refused_with_its_length():
@@ -40,15 +67,27 @@ def test_longer_document_is_refused_with_its_length():
         list(pack([np.zeros(3), np.zeros(9)], row_tokens=8, buffer_tokens=8))
 
 
-def test_a_row_starts_with_the_oldest_and_goes_on_with_the_longest_that_fits():
+def test_a_row_takes_the_oldest_and_is_closed_by_the_two_that_fit_best():
     packer: Packer[str] = Packer()
-    for age, (name, length) in enumerate([("old", 3), ("a", 6), ("b", 5), ("c", 5), ("d", 2)]):
-        packer.add(age, length, name)
-    assert packer.row(10, 99) == ["old", "a"]
-    assert packer.row(10, 99) == ["b", "c"]
-    assert packer.row(10, 99) == ["d"]
-    assert packer.row(10, 99) == []
+    lengths = [4, 4, 4, 9, 5, 3, 8]
+    for age, length in enumerate(lengths):
+        packer.add(age, length, f"{age}:{length}")
+    # 13 slots of room are 2.5 mean chunks: 0 and 1 are taken by age, then 9 and 4 fill 13.
+    assert packer.row(21, 99) == ["0:4", "1:4", "2:4", "3:9"]
+    assert packer.row(13, 99) == ["4:5", "6:8"]
+    assert packer.row(13, 99) == ["5:3"]
+    assert packer.row(13, 99) == []
     assert packer.tokens == 0
+
+
+def test_a_chunk_is_no_partner_of_itself():
+    packer: Packer[int] = Packer()
+    for age, length in enumerate([1, 5, 3]):
+        packer.add(age, length, length)
+    assert sorted(packer.row(11, 99)) == [1, 3, 5]
+    packer.add(3, 5, 5)
+    packer.add(4, 1, 1)
+    assert sorted(packer.row(10, 99)) == [1, 5]
 
 
 def test_next_row_depends_on_the_set_of_waiting_chunks_only():
@@ -62,7 +101,20 @@ def test_next_row_depends_on_the_set_of_waiting_chunks_only():
     for age in first.waiting():
         second.add(age, lengths[age], age)
     assert not set(taken) & set(second.waiting())
-    assert [first.row(100, 99) for _ in range(5)] == [second.row(100, 99) for _ in range(5)]
+    for n in range(5):
+        generators = [np.random.default_rng(n) for _ in range(2)]
+        assert first.row(100, 99, generators[0]) == second.row(100, 99, generators[1])
+
+
+def test_chunks_of_a_long_document_are_mixed_with_others():
+    """30 chunks of one length arrive between 100 of the same length: rows hold a few of them."""
+    packer: Packer[bool] = Packer()
+    for age in range(130):
+        packer.add(age, 10, 50 <= age < 80)
+    rows = [packer.row(100, 99, np.random.default_rng(n)) for n in range(8)]
+    assert {len(row) for row in rows} == {10}
+    assert max(sum(row) for row in rows) <= 6
+    assert sum(sum(row) > 0 for row in rows) >= 6
 
 
 def test_documents_per_row_are_bounded():

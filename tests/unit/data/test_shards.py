@@ -1,10 +1,12 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from restomod.config import StreamConfig
+from restomod.data import files
 from restomod.data.shards import ShardedDataset
 from restomod.errors import UserError
 
@@ -56,8 +58,6 @@ def test_reads_other_columns_and_types(tmp_path):
     dataset = ShardedDataset("s", StreamConfig(path=str(tmp_path / "mds")), tmp_path / "cache")
     assert all_tokens(dataset) == [tokens.tolist() for tokens in expected]
     assert not dataset.attributes.exact
-    counted = sum(map(len, expected))
-    assert counted <= dataset.attributes.tokens <= counted * 2.1  # the other columns count too
 
 
 def test_flipped_byte_names_file_and_stream(copy):
@@ -90,7 +90,7 @@ def test_missing_shard_names_file(copy):
     ("content", "message"),
     [
         ("nonsense", "is not an MDS index"),
-        ('{"shards": []}', "holds no documents"),
+        ('{"shards": []}', "lists no shards"),
         ('{"shards": [{"samples": 3}]}', "is not an MDS index"),
     ],
 )
@@ -124,6 +124,7 @@ def test_remote_data_is_downloaded_by_streaming(copy, tmp_path, monkeypatch):
             shutil.copyfile(folder / remote.rpartition("/")[2], local)
 
     monkeypatch.setitem(download.DOWNLOADER_MAPPINGS, "shelf", Shelf)
+    monkeypatch.setattr(files, "time", SimpleNamespace(sleep=lambda _: None))
     remote = ShardedDataset("prose", StreamConfig(path="shelf://bucket/mds"), tmp_path / "far")
     assert all_tokens(remote) == all_tokens(open_it())
     next(folder.glob("*.zstd")).unlink()

@@ -24,7 +24,14 @@ def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):
     assert "24 steps of 2,048 slots (4 rows of 512), 49,152 in all" in text
     assert "each of 2 ranks: 2 micro-batches of 1 rows; 4 lanes, 2 of them each" in text
     tokens = open_sources(recipe).streams["prose"].attributes.tokens
-    assert f"{tokens:,} tokens, {0.3 * 49_152 / tokens:.2f} epochs" in text
+    epochs = f"{0.3 * 49_152 / tokens:.2f} epochs of at most 1000"
+    assert f"{tokens:,} tokens (from its manifest), {epochs}" in text
+    assert "warning: more than 4 epochs of prose" in text
+    sources = open_sources(recipe)
+    lanes = 2
+    shards = sum(min(lanes * 2 * 4, len(s.shard_documents)) for s in sources.streams.values())
+    assert f"each rank opens up to {shards} shards before its first rows" in text
+    assert "1000 GB are allowed" in text
     assert "fewer than 27 mean chunks" in text
     for line in ("memory of a rank (GPU, bf16): 0.0", "memory of a rank (CPU, float32): 0.0"):
         assert line in text

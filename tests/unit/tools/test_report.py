@@ -14,7 +14,7 @@ import pytest
 
 from restomod.errors import UserError
 from restomod.tools import charts
-from restomod.tools.metrics_log import Downsampled, merged
+from restomod.tools.metrics_log import Downsampled, RunLog, merged
 from restomod.tools.report import asked_phases, write_report
 
 BATCH_SLOTS = 1000
@@ -192,6 +192,22 @@ def test_realised_mixture_stands_beside_the_normalised_asked_one(full_page: str)
     rows = re.findall(r"<tr>(.*?)</tr>", full_page)
     [code] = [text_of(row).split() for row in rows if "+0.01" not in row and "48.5K" in row]
     assert code == ["code", "48.5K", "0.03", "50.00%", "49.00%", "&minus;1.00"]
+
+
+def test_shares_asked_by_the_run_go_before_the_recipes_and_domains_are_summed(
+    tmp_path: Path,
+) -> None:
+    start = {
+        "event": "start",
+        "step": 0,
+        "asked": {"pretrain": {"code": 0.6, "prose": 0.3, "science": 0.1}},
+        "stream_domains": {"code": "code", "prose": "text", "science": "text"},
+    }
+    lines = [start, *(train_line(step) for step in range(1, 101))]
+    text = text_of(page_of(run_folder(tmp_path / "run", lines)))
+    assert "code 49.5K 0.03 60.00% 50.00% &minus;10.00" in text
+    assert re.search(r"domain text 49\.5K \S+ 40\.00% 50\.00% \+10\.00", text)
+    assert "domain code" not in text
 
 
 def test_final_evaluation_stands_beside_the_unigram_model(full_page: str) -> None:
@@ -464,7 +480,7 @@ def test_report_can_be_written_again_and_leaves_nothing_else(tmp_path: Path) -> 
 
 def test_phases_without_numbers_are_tolerated() -> None:
     phases = [{"name": 3, "slots": "many", "mixture": {"a": 0, "b": "x"}}, "odd", {}]
-    assert [(p.name, p.slots, p.mixture) for p in asked_phases({"phases": phases})] == [
+    assert [(p.name, p.slots, p.mixture) for p in asked_phases({"phases": phases}, RunLog())] == [
         ("3", None, {}),
         ("", None, {}),
     ]
