@@ -2,6 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +56,11 @@ def broken(job, n):
     raise ZeroDivisionError("somewhere")
 
 
+def never_ends(job, n):
+    (job.folder / f"begun {n}").write_text(str(os.getpid()))
+    threading.Event().wait()
+
+
 def tasks(count):
     return {n: (n,) for n in range(count)}
 
@@ -98,3 +108,29 @@ def test_who_does_the_work_is_chosen_by_the_recipe(monkeypatch):
         pytest.raises(UserError, match=r"execution.ray: 127.0.0.1:1: no Ray cluster answers"),
     ):
         list(ray.run([(number, Job(Preparation(), None), "stage", 0, (0,))]))
+
+
+def test_workers_end_when_the_job_is_killed(tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom tests.unit.prepare import test_executor as t\n"
+        "job = t.Job(t.Preparation(), Path(sys.argv[1]))\n"
+        "if __name__ == '__main__':\n"
+        "    t.run_stage(t.Processes(2, 3), t.never_ends, job, 'stage', t.tasks(2))\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    root = Path(__file__).parents[3]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    begun = [tmp_path / "begun 0", tmp_path / "begun 1"]
+    while not all(file.exists() and file.read_text() for file in begun):
+        assert parent.poll() is None
+        time.sleep(0.005)
+    parent.kill()
+    parent.wait()
+    given_up = time.monotonic() + 60
+    while any(Path(f"/proc/{file.read_text()}").exists() for file in begun):
+        assert time.monotonic() < given_up
+        time.sleep(0.005)
