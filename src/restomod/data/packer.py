@@ -29,7 +29,7 @@ CLOSING_CHUNKS = 2.5
 TRIES = 64
 """Waiting chunks, from the oldest on, for which a partner is looked for."""
 DRAWN_FROM = 2048
-"""Oldest waiting chunks from which a row's are drawn."""
+"""Oldest waiting chunks from which a row's are drawn; two rows' worth where that is more."""
 WORD = 256
 """Lengths that share an integer of the index: large enough that one look at the integer above
 finds the next used one, small enough that shifting it is cheap."""
@@ -77,7 +77,7 @@ class Packer(Generic[Item]):
         closing = CLOSING_CHUNKS * self.tokens / len(self._by_age)
         taken: list[Item] = []
         room = row_tokens
-        for age in self._candidates(generator):
+        for age in self._candidates(row_tokens, generator):
             length = self._by_age[age][0]
             if length > room or len(taken) == documents or (taken and room <= closing):
                 break
@@ -92,13 +92,14 @@ class Packer(Generic[Item]):
         self.tokens -= row_tokens - room
         return taken
 
-    def _candidates(self, generator: np.random.Generator | None) -> Iterator[int]:
+    def _candidates(self, row_tokens: int, generator: np.random.Generator | None) -> Iterator[int]:
         """Yield the ages of waiting chunks in the order in which a row takes them."""
         if generator is None:
             while self._by_age:
                 yield next(iter(self._by_age))
             return
-        ages = list(islice(self._by_age, DRAWN_FROM))
+        rows_worth = row_tokens * len(self._by_age) // self.tokens
+        ages = list(islice(self._by_age, max(DRAWN_FROM, 2 * rows_worth)))
         yield ages[0]
         for n in generator.permutation(len(ages) - 1).tolist():
             yield ages[n + 1]

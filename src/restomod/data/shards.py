@@ -13,7 +13,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ class DatasetAttributes:
     """What is known of a data set as a whole."""
 
     tokens: int
-    """Ordinary tokens of all documents."""
+    """Ordinary tokens of all documents that are not too short."""
     source: str
     """Where `tokens` is from, in words."""
     tokenizer: str = ""
@@ -129,10 +129,12 @@ class ShardedDataset:
         if tokenizer:
             self._edges = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
         self.attributes = self._attributes()
+        if tokenizer and self._settings.skip_shorter_than > 1:
+            self.attributes = self._without_short(self.attributes)
 
     @property
     def mean_tokens(self) -> float:
-        """Mean ordinary tokens of a document."""
+        """Mean ordinary tokens of a document; those that are too short count as empty."""
         return self.attributes.tokens / self.documents
 
     @property
@@ -164,19 +166,26 @@ class ShardedDataset:
 
     def token_counts(self, vocab_size: int, limit: int = 10_000_000) -> np.ndarray:
         """Return how often each id occurs, [vocab_size] int64: from token_counts.npy where the data
-        set has it, else counted over documents from its start up to `limit` tokens."""
+        set has it, else counted over documents from its start up to `limit` tokens, without damaged
+        shards where these are to be skipped."""
         recorded = Path(self.path) / "token_counts.npy"
         counts = np.zeros(vocab_size, np.int64)
         if recorded.is_file():
             stored = np.load(recorded)[:vocab_size]
             counts[: len(stored)] = stored
             return counts
+        total = 0
         for shard, documents in enumerate(self.shard_documents):
-            for document in range(documents):
-                tokens = self.tokens(shard, document)
-                counts += np.bincount(tokens.astype(np.int64), minlength=vocab_size)[:vocab_size]
-                if counts.sum() >= limit:
-                    return counts
+            try:
+                for document in range(documents):
+                    tokens = self.tokens(shard, document).astype(np.int64)
+                    counts += np.bincount(tokens, minlength=vocab_size)[:vocab_size]
+                    total += len(tokens)
+                    if total >= limit:
+                        return counts
+            except DamagedShardError:
+                if self._settings.on_damaged_shard == "stop":
+                    raise
         return counts
 
     def sample(self) -> list[tuple[int, int]]:
@@ -249,6 +258,16 @@ class ShardedDataset:
         lengths = [len(tokens) for tokens in self._sampled(self.tokens)]
         estimate = max(1, round(sum(lengths) / len(lengths) * self.documents))
         return DatasetAttributes(estimate, f"a sample of {len(lengths)} documents")
+
+    def _without_short(self, found: DatasetAttributes) -> DatasetAttributes:
+        """Take off the tokens of documents that `skip_shorter_than` leaves out, by a sample."""
+        lengths = np.array([len(tokens) for tokens in self._sampled(self.tokens)])
+        kept = lengths[lengths >= self._settings.skip_shorter_than].sum() / max(1, lengths.sum())
+        return replace(
+            found,
+            tokens=max(1, round(found.tokens * kept)),
+            source=f"{found.source}, less the short ones of {len(lengths)} sampled documents",
+        )
 
     def _sampled(self, read: Callable[[int, int], np.ndarray]) -> list[np.ndarray]:
         """Read the sample, without damaged shards where these are to be skipped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from restomod.config import PhaseConfig, Recipe
 from restomod.data.mixture import exhausted, token_shares
 from restomod.data.mlm import predicted_slots
+from restomod.data.rows import SpecialTokens
 from restomod.data.shards import ShardedDataset
 from restomod.data.tokenizer import Tokenizer, load_tokenizer
 from restomod.data.working_set import working_set
@@ -134,6 +135,7 @@ def _mixture(
         shares = token_shares(phase, streams)
     lines = []
     chunk_weight = chunk_tokens = 0.0
+    reserved = SpecialTokens(recipe.data.special_tokens).reserved
     for name, share in sorted(shares.items()):
         asked = f"stream {name}: {share:.1%} of tokens" if known else f"stream {name}"
         if name in missing:
@@ -150,14 +152,22 @@ def _mixture(
         if times > REPEATS:
             lines.append(f"warning: more than {REPEATS} epochs of {name} teach little more")
         if share:
-            mean = min(data.mean_tokens, phase.sequence_length)
+            mean = min(data.mean_tokens + reserved, phase.sequence_length)
             chunk_weight += share / mean
             chunk_tokens += share
-    if chunk_weight and phase.row_tokens < 27 * chunk_tokens / chunk_weight:
-        lines.append(
-            f"warning: a row of {phase.row_tokens:,} holds fewer than 27 mean chunks of "
-            f"{chunk_tokens / chunk_weight:.0f} tokens: packing may stay below 99.9 %"
-        )
+    if chunk_weight:
+        mean, least = chunk_tokens / chunk_weight, recipe.data.tokens_per_document_min
+        if phase.row_tokens < 27 * mean:
+            lines.append(
+                f"warning: a row of {phase.row_tokens:,} holds fewer than 27 mean chunks of "
+                f"{mean:.0f} tokens: packing may stay below 99.9 %"
+            )
+        if mean < least:
+            lines.append(
+                f"warning: the mean chunk has {mean:.1f} tokens, but a row is closed at one "
+                f"document for every {least} slots, {mean / least:.0%} full; lower "
+                "data.tokens_per_document_min"
+            )
     return lines
 
 

@@ -46,10 +46,11 @@ FREE_KEYS = (
 
 
 def fingerprint(sources: Sources) -> dict[str, str]:
-    """Return what identifies the data: {name: hash} of every stream's index and of the
-    tokenizer."""
+    """Return what identifies the data: {name: hash} of every stream's index and of the tokenizer,
+    and the column that is read of every stream."""
     return {
         **{f"data.streams.{name}": data.fingerprint for name, data in sources.streams.items()},
+        **{f"data.streams.{name}.column": d.column.name for name, d in sources.streams.items()},
         "tokenizer": sources.tokenizer.fingerprint,
     }
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from restomod.config import DataConfig, PhaseConfig
+from restomod.config import DataConfig, MaskConfig, MaskStep, PhaseConfig
 from restomod.data.files import DamagedShardError
 from restomod.data.lanes import Lane, LaneSetting
 from restomod.data.order import StreamCursor
@@ -322,3 +322,17 @@ def test_streams_without_a_readable_document_are_an_error():
 
     with pytest.raises(UserError, match="hold no document"):
         Account(0, [stream], DataConfig(lanes=1), phase).step(1)
+
+
+def test_mask_rate_follows_its_schedule_from_the_phases_begin():
+    stream = corpus("a", 300, 40, 0)
+    mask = MaskConfig(rate=0.4, later=[MaskStep(str(10 * 4096), 0.1)])
+    phase = PhaseConfig(
+        sequence_length=64, row_tokens=4096, batch_rows=1, mixture={"a": 1}, mask=mask
+    )
+    account = Account(0, [stream], DataConfig(lanes=1), phase)
+    account.step(7)
+    late = Account(0, [stream], DataConfig(lanes=1), phase, account.state.plain(), first_row=7)
+    shares = [len(row.positions) / 4096 for row in late.step(14).rows]
+    assert min(shares[:10]) > 0.3
+    assert max(shares[10:]) < 0.15

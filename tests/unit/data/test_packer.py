@@ -117,6 +117,17 @@ def test_chunks_of_a_long_document_are_mixed_with_others():
     assert sum(sum(row) > 0 for row in rows) >= 6
 
 
+def test_a_row_of_many_chunks_keeps_the_mixture_in_which_they_came():
+    """One chunk of 100 comes with every 50 of length 2, and a row holds thousands of chunks."""
+    packer: Packer[int] = Packer()
+    for age in range(60_000):
+        length = 100 if age % 51 == 0 else 2
+        packer.add(age, length, length)
+    row = packer.row(20_000, 20_000, np.random.default_rng(0))
+    assert sum(row) == 20_000
+    assert abs(row.count(100) - 100) < 30
+
+
 def test_documents_per_row_are_bounded():
     packer: Packer[int] = Packer()
     for age in range(10):

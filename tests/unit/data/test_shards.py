@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from restomod.config import StreamConfig
+from restomod.config import DataConfig, StreamConfig
 from restomod.data import files
 from restomod.data.shards import ShardedDataset
 from restomod.errors import UserError
@@ -131,3 +131,24 @@ def test_remote_data_is_downloaded_by_streaming(copy, tmp_path, monkeypatch):
     emptied = ShardedDataset("prose", StreamConfig(path="shelf://bucket/mds"), tmp_path / "anew")
     with pytest.raises(UserError, match=r"shard.*stream prose.*cannot be downloaded"):
         all_tokens(emptied)
+
+
+def test_token_counts_leave_out_what_is_to_be_skipped(copy):
+    folder, _ = copy
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "token_counts.npy").unlink()
+    first = folder / index["shards"][0]["zip_data"]["basename"]
+    content = bytearray(first.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    first.write_bytes(content)
+
+    def counts(on_damaged_shard):
+        stream, settings = StreamConfig(path=str(folder)), DataConfig()
+        settings.on_damaged_shard = on_damaged_shard
+        return ShardedDataset(
+            "prose", stream, folder.parent / on_damaged_shard, settings=settings
+        ).token_counts(512)
+
+    with pytest.raises(UserError, match="damaged"):
+        counts("stop")
+    assert (counts("skip").sum() > 0) == (len(index["shards"]) > 1)

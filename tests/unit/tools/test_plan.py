@@ -37,6 +37,14 @@ def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):
         assert line in text
 
 
+def test_plan_warns_where_rows_are_closed_before_they_are_full(tiny, tmp_path):
+    recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml")], ["phases.0.sequence_length=3"])
+    recipe.data.tokens_per_document_min = 12
+    assert "one document for every 12 slots, 25% full" in plan(recipe, 1)
+    recipe.data.tokens_per_document_min = 3
+    assert "is closed at" not in plan(recipe, 1)
+
+
 def test_parameters_are_those_of_the_model(tiny, tmp_path):
     from restomod.train.builder import build_model
 
