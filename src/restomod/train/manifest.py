@@ -46,13 +46,15 @@ FREE_KEYS = (
 
 
 def fingerprint(sources: Sources) -> dict[str, str]:
-    """Return what identifies the data: {name: hash} of every stream's index and of the tokenizer,
-    and the column that is read of every stream."""
-    return {
-        **{f"data.streams.{name}": data.fingerprint for name, data in sources.streams.items()},
-        **{f"data.streams.{name}.column": d.column.name for name, d in sources.streams.items()},
-        "tokenizer": sources.tokenizer.fingerprint,
-    }
+    """Return what identifies the data: hashes of every stream's index and of the tokenizer, and of
+    every stream the column that is read and the tokens that its odds are worked out from."""
+    identity = {"tokenizer": sources.tokenizer.fingerprint}
+    for name, dataset in sources.streams.items():
+        key = f"data.streams.{name}"
+        identity[key] = dataset.fingerprint
+        identity[f"{key}.column"] = dataset.column.name
+        identity[f"{key}.tokens"] = str(dataset.attributes.tokens)
+    return identity
 
 
 def guarded(recipe: Recipe) -> dict[str, Any]:
