@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,8 @@ class Tokenizer:
         Texts must be encodable as UTF-8: no lone surrogates (`data_prep/readers.py` replaces them).
         """
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+        # A list takes NumPy twice as long to read as the array module.
+        return [np.array(array("I", encoding.ids), self.dtype) for encoding in encodings]
 
     def word_parts(self) -> WordParts:
         """Return how tokens make up words, for whole-word masking."""
