@@ -21,6 +21,7 @@ import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -32,7 +33,7 @@ from restomod.prepare.config import Preparation, parse_size
 from restomod.prepare.documents import STAGE as READ
 from restomod.prepare.documents import read_unit
 from restomod.prepare.executor import Executor, open_executor, run_stage
-from restomod.prepare.files import MANIFEST, InputFile, find_files, is_remote
+from restomod.prepare.files import MANIFEST, Found, InputFile, find_files, is_remote, real_path
 from restomod.prepare.job import Job, close_job, describe_inputs, differences, fingerprint, open_job
 from restomod.prepare.manifest import (
     Results,
@@ -62,9 +63,15 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
     unless `refresh` is set, for an output or a job of another recipe or input.
     """
     recipe = _absolute(recipe)
-    found = {name: find_files(s.paths, s.split) for name, s in recipe.sources.items()}
+    found = {
+        name: _find(recipe, f"sources.{name}.paths", source.paths, source.split)
+        for name, source in recipe.sources.items()
+    }
     files = {name: of_source.files for name, of_source in found.items()}
-    evaluation = {path: find_files([path]).files for path in recipe.decontaminate.against}
+    evaluation = {
+        path: _find(recipe, "decontaminate.against", [path]).files
+        for path in recipe.decontaminate.against
+    }
     inputs = describe_inputs({**files, **{f"decontaminate {p}": f for p, f in evaluation.items()}})
     inputs += _tokenizer_inputs(recipe)
     wanted = fingerprint(recipe, inputs)
@@ -314,6 +321,14 @@ def _absolute(recipe: Preparation) -> Preparation:
     out = recipe.out if is_remote(recipe.out) else os.path.abspath(recipe.out)
     recipe = dataclasses.replace(recipe, out=out)
     return dataclasses.replace(recipe, work_dir=str(recipe.work_folder.absolute()))
+
+
+def _find(recipe: Preparation, key: str, paths: Sequence[str], split: str = "") -> Found:
+    """Return the files that a key names, without what this job writes itself."""
+    try:
+        return find_files(paths, split, [real_path(recipe.out), real_path(recipe.work_dir)])
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _tokenizer_inputs(recipe: Preparation) -> list[dict[str, Any]]:
