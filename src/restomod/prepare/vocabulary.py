@@ -129,15 +129,21 @@ def _describe(job: Job, units: Mapping[str, Sequence[UnitTexts]], parts: int) ->
 def _texts(
     job: Job, units: Sequence[UnitTexts], parts: int, budget_bytes: int, held_out: bool
 ) -> Iterator[str]:
-    """Yield the texts of a split out of evenly chosen units that hold several times the budget."""
-    total = sum(size for _, _, size in units)
-    stride = max(1, total // max(1, READ_PER_SAMPLED * budget_bytes))
+    """Yield the texts of a split, out of as many units as hold several times the budget without
+    duplicates: every n-th, and those between only where these hold less than was expected."""
+    wanted = READ_PER_SAMPLED * budget_bytes
+    stride = max(1, sum(size for _, _, size in units) // max(1, wanted))
     share = job.recipe.heldout.share
-    for unit, documents, _ in units[::stride]:
-        for batch in kept_documents(job, unit, documents, parts):
-            for document in batch:
-                if is_held_out(document, share) == held_out:
-                    yield document.text
+    read = 0
+    for start in range(stride):
+        for unit, documents, _ in units[start::stride]:
+            for batch in kept_documents(job, unit, documents, parts):
+                for document in batch:
+                    read += len(document.text.encode())
+                    if is_held_out(document, share) == held_out:
+                        yield document.text
+        if 2 * read >= wanted:  # units differ in size
+            return
 
 
 @contextmanager
