@@ -34,7 +34,15 @@ from restomod.prepare.documents import STAGE as READ
 from restomod.prepare.documents import read_unit
 from restomod.prepare.executor import Executor, open_executor, run_stage
 from restomod.prepare.files import MANIFEST, Found, InputFile, find_files, is_remote, real_path
-from restomod.prepare.job import Job, close_job, describe_inputs, differences, fingerprint, open_job
+from restomod.prepare.job import (
+    Job,
+    close_job,
+    describe_inputs,
+    differences,
+    fingerprint,
+    open_job,
+    remove_leftover,
+)
 from restomod.prepare.manifest import (
     Results,
     bad_input,
@@ -79,7 +87,7 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
     if published is not None:
         changed = differences(published, wanted)
         if not changed:
-            close_job(recipe.work_folder)
+            remove_leftover(recipe.work_folder)
             return f"{recipe.out}: up to date\n"
         if not refresh:
             raise UserError(
@@ -105,7 +113,7 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
         datasets = run.write()
         manifest = run.describe(inputs, skipped, tokenizer, datasets)
         move_into_place(job, recipe.out)
-    close_job(recipe.work_folder)
+        close_job(job)
     return _summary(recipe, manifest)
 
 
