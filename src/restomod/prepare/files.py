@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 from restomod.errors import UserError
 
-LINE_SUFFIXES = (".jsonl", ".json")
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".md")
 COMPRESSIONS = (".gz", ".zst")
 MANIFEST = "manifest.json"
@@ -73,9 +73,7 @@ def kind_of(name: str) -> tuple[str, str] | None:
     return None
 
 
-def find_files(
-    paths: Sequence[str | Path], split: str = "", own: Sequence[str] = ()
-) -> Found:
+def find_files(paths: Sequence[str | Path], split: str = "", own: Sequence[str] = ()) -> Found:
     """Return the files that `paths` stand for: files as given, patterns and folders sorted, folders
     recursively. What is hidden, descriptions and folders behind links are passed over, and so are
     the folders in `own`, which are what `real_path` makes of them.
@@ -115,7 +113,7 @@ def find_files(
 
 
 KINDS = (
-    "files end in .jsonl, .json (one object a line), .txt or .md, also with .gz or .zst, "
+    "files end in .jsonl, .ndjson, .json (one object a line), .txt or .md, also with .gz or .zst, "
     "or in .parquet or .arrow; MDS folders hold an index.json"
 )
 
@@ -244,9 +242,7 @@ def _find_in_folder(
     found.files += sorted(files, key=lambda file: file.path.split("/"))
 
 
-def _files_of_split(
-    files: list[InputFile], top: str, split: str, found: Found
-) -> list[InputFile]:
+def _files_of_split(files: list[InputFile], top: str, split: str, found: Found) -> list[InputFile]:
     """Return the files that have a split's name in theirs or in a folder's, as on the hub."""
     named = re.compile(rf"(?<![A-Za-z]){re.escape(split)}(?![A-Za-z])")
     chosen = [file for file in files if named.search(file.path.removeprefix(top))]
