@@ -90,10 +90,15 @@ def _shown(done: Iterator[int], stage: str, total: int) -> Iterator[int]:
             logged = time.monotonic()
 
 
+def local_workers(config: ExecutionConfig) -> int:
+    """Return how many processes of this machine do the tasks."""
+    return config.workers or len(os.sched_getaffinity(0))
+
+
 @contextmanager
 def open_executor(config: ExecutionConfig) -> Iterator[Executor]:
     """Open what does the tasks: this process, more of them, or a Ray cluster."""
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = local_workers(config)
     if config.ray:
         yield RayExecutor(config)
     elif workers == 1:

@@ -32,7 +32,7 @@ from restomod.prepare.atomic import read_json, write_json
 from restomod.prepare.config import Preparation, parse_size
 from restomod.prepare.documents import STAGE as READ
 from restomod.prepare.documents import read_unit
-from restomod.prepare.executor import Executor, open_executor, run_stage
+from restomod.prepare.executor import Executor, local_workers, open_executor, run_stage
 from restomod.prepare.files import MANIFEST, Found, InputFile, find_files, is_remote, real_path
 from restomod.prepare.job import (
     Job,
@@ -245,9 +245,12 @@ class _Run:
         """Tokenise all units."""
         from restomod.prepare.tokenise import TOKENISE, tokenise_unit
 
-        results = self._results
+        results, execution = self._results, self._job.recipe.execution
+        # A few large compressed files are fewer units than there are cores.
+        workers = 1 if execution.ray else local_workers(execution)
+        threads = max(1, workers // len(results.units))
         tasks = {
-            unit: (unit, result["documents"], results.parts)
+            unit: (unit, result["documents"], results.parts, threads)
             for unit, result in enumerate(results.read)
         }
         with self._timed(TOKENISE):
@@ -319,7 +322,10 @@ class _Run:
             "seconds_by_stage": seconds,
         }
         write_json(job.output / TIMING, timing)
-        write_card({**manifest, **timing}, job.output / CARD)
+        # One stage of tasks does the first three steps.
+        by_name = {name.replace("_", " "): spent for name, spent in seconds.items()}
+        stages = [{**s, "seconds": by_name.get(s["name"])} for s in manifest["stages"]]
+        write_card({**manifest, **timing, "stages": stages}, job.output / CARD)
         write_json(job.output / MANIFEST, manifest)
         return manifest
 
