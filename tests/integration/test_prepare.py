@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -361,6 +362,18 @@ def test_a_place_that_cannot_be_written_is_refused_at_once(corpus, tmp_path):
     with pytest.raises(UserError, match=r"/proc/nowhere/out: cannot be written"):
         run(corpus, "/proc/nowhere/out", f"work_dir={tmp_path}/work")
     assert not (tmp_path / "work").exists()
+
+
+def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(corpus, made, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="make room and run again"):
+            run(corpus, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run(corpus, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(made)
 
 
 def test_what_somebody_else_wrote_is_never_replaced(corpus, tmp_path):

@@ -17,11 +17,12 @@ write.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -59,6 +60,7 @@ from restomod.prepare.publish import (
 )
 
 logger = logging.getLogger(__name__)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TIMING = "timing.json"
 CARD = "card.html"
 
@@ -99,6 +101,7 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
         check_target(recipe.out)
     skipped = {name: dict(sorted(f.skipped.items())) for name, f in found.items()}
     with (
+        _disk_full_is_said(recipe),
         open_job(recipe, wanted, refresh) as job,
         open_executor(recipe.execution) as executor,
     ):
@@ -115,6 +118,20 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
         move_into_place(job, recipe.out)
         close_job(job)
     return _summary(recipe, manifest)
+
+
+@contextmanager
+def _disk_full_is_said(recipe: Preparation) -> Iterator[None]:
+    """Turn the want of room, in this process or a worker, into a message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{recipe.work_dir} or {recipe.out}: cannot be written: {error.strerror}; make room "
+            "and run again to go on"
+        ) from error
 
 
 class _Run:

@@ -83,7 +83,10 @@ def _train(job: Job, folder: Path, units: Mapping[str, Sequence[UnitTexts]], par
     sampled = sample_by_shares(sources, shares, budget)
     texts = [text for name in sorted(sampled) for text in sampled[name]]
     if not texts:
-        raise UserError("tokenizer: no document is left to train it on")
+        raise UserError(
+            "tokenizer: no document is left to train it on; all are held out (heldout.share is "
+            f"{job.recipe.heldout.share:g}), or of sources whose share is 0"
+        )
     backend = train_bpe(texts, config.vocab_size)
     sizes = {name: sum(len(text.encode()) for text in of) for name, of in sampled.items()}
     with replacing(folder, job.stage(TOKENIZER) / "partial") as partial:
