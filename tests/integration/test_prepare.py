@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -316,6 +317,63 @@ def test_nothing_left_is_said_with_its_reasons(corpus, tmp_path):
     with pytest.raises(UserError, match=r"no document is left of .*too_few_words"):
         run(corpus, tmp_path / "out", "quality.min_words=100000")
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_utf8_cannot_spell_are_listed(corpus, tmp_path):
+    named = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
+    with open(named, "w") as file:
+        file.write(lines([f"document number {n} of a few" for n in range(9)]) + '{"\\ud800": 1}\n')
+    run(
+        corpus,
+        tmp_path / "out",
+        f"sources.notes.paths=[{tmp_path}]",
+        "reading.max_rejected_share=0.5",
+    )
+    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").open()]
+    (found,) = (entry for entry in rejects if entry["reason"] == "missing_field")
+    assert (os.fsencode(found["file"]), found["line"]) == (named, 10)
+
+
+def test_the_sample_looks_beyond_units_of_duplicates(corpus, tmp_path):
+    texts = long_documents("repeated", 600)
+    (tmp_path / "1.jsonl").write_text(lines(texts[:400]))
+    (tmp_path / "2.jsonl").write_text(lines(texts))
+    recipe = {
+        "out": str(tmp_path / "out"),
+        "unit_size": "8kb",
+        "sources": {n: {"paths": [str(tmp_path / f"{n}.jsonl")]} for n in ("1", "2")},
+        "tokenizer": {"vocab_size": 384, "sample_mb": 0.001},
+        "execution": {"workers": 1},
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    pipeline.prepare(load_preparation([tmp_path / "recipe.yaml"], []), tokenizer_only=True)
+    described = json.loads((tmp_path / "out/tokenizer/preparation.json").read_text())
+    assert min(described["sampled_bytes"].values()) > 300
+
+
+def test_an_evaluation_set_that_breaks_off_stops_the_job(corpus, tmp_path):
+    packed = gzip.compress(lines(long_documents("evaluation", 99), "question").encode())
+    (tmp_path / "quiz.jsonl.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(UserError, match=r"quiz.jsonl.gz: cannot be read to its end"):
+        run(corpus, tmp_path / "out", f"decontaminate.against=[{tmp_path}/quiz.jsonl.gz]")
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_once(corpus, tmp_path):
+    with pytest.raises(UserError, match=r"/proc/nowhere/out: cannot be written"):
+        run(corpus, "/proc/nowhere/out", f"work_dir={tmp_path}/work")
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_full_disk_is_said_and_the_job_goes_on_when_there_is_room(corpus, made, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="make room and run again"):
+            run(corpus, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run(corpus, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(made)
 
 
 def test_what_somebody_else_wrote_is_never_replaced(corpus, tmp_path):

@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+ESCAPED = "backslashreplace"
+"""How what UTF-8 cannot spell is written: a lone surrogate in a name of a file or of a field, which
+becomes an escape sequence of JSON's."""
+
 
 @contextmanager
 def replacing(path: Path, partials: Path | None = None) -> Iterator[Path]:
@@ -36,7 +40,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file."""
     with replacing(path) as partial:
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors=ESCAPED)
 
 
 def read_json(path: Path) -> Any:

@@ -40,6 +40,8 @@ class SourceCard(TypedDict, total=False):
     tokens: int
     length_histogram: dict[str, int]
     """Documents by length, as in restomod.json: "64" counts those of 64 to 127 tokens."""
+    splits: dict[str, dict[str, int]]
+    """Documents, tokens and bytes of `train` and `heldout`."""
 
 
 class StageCard(TypedDict, total=False):

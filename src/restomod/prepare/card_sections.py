@@ -152,6 +152,7 @@ def sources(manifest: Manifest) -> str:
                 plain(tokens),
                 bytes_text(size),
                 share_bar(number(source.get(measure)), total),
+                plain(_held_out(source)),
             ]
         )
         licence = escape(text(source, "licence")) or NONE
@@ -159,11 +160,20 @@ def sources(manifest: Manifest) -> str:
             [name, licence, _link(text(source, "url")), escape(text(source, "description"))]
         )
     of = "tokens" if measure == "tokens" else "text"
-    head = ["source", "domain", "documents", "tokens", "text", f"share of {of}"]
+    head = ["source", "domain", "documents", "tokens", "text", f"share of {of}", "held out"]
     origin = ["source", "licence", "from", "description"]
     return table(head, counted, "Size of the sources", "wide names2") + table(
         origin, described, "Origin of the sources", "wide text"
     )
+
+
+def _held_out(source: Manifest) -> float | None:
+    """Return how many documents are for evaluation; None if the manifest has no splits."""
+    splits = source.get("splits")
+    if not isinstance(splits, Mapping):
+        return None
+    of_split = splits.get("heldout")
+    return number(of_split.get("documents")) if isinstance(of_split, Mapping) else 0
 
 
 def _link(address: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from restomod.prepare.atomic import replacing
+from restomod.prepare.atomic import ESCAPED, replacing
 from restomod.prepare.config import Preparation
 from restomod.prepare.contamination import NgramIndex
 from restomod.prepare.job import Job
@@ -113,7 +113,7 @@ def read_unit(job: Job, unit: Unit) -> dict[str, Any]:
         np.save(file, work.sorted_hashes())
     with replacing(rejects_file(job, unit.number)) as partial:
         lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in work.rejects)
-        partial.write_text("".join(lines), encoding="utf-8")
+        partial.write_text("".join(lines), encoding="utf-8", errors=ESCAPED)
     return work.result()
 
 

@@ -32,8 +32,8 @@ Task = tuple[Callable[..., dict[str, Any]], Job, str, int, tuple[Any, ...]]
 """Function, job, stage, the task's number, and its arguments."""
 LOG_EVERY_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
-QUEUED_PER_WORKER = 2
-"""Tasks handed out per process; those are what a broken pool takes with it."""
+QUEUED_PER_CORE = 2
+"""Tasks handed out to a Ray cluster."""
 
 
 class Executor(Protocol):
@@ -90,10 +90,15 @@ def _shown(done: Iterator[int], stage: str, total: int) -> Iterator[int]:
             logged = time.monotonic()
 
 
+def local_workers(config: ExecutionConfig) -> int:
+    """Return how many processes of this machine do the tasks."""
+    return config.workers or len(os.sched_getaffinity(0))
+
+
 @contextmanager
 def open_executor(config: ExecutionConfig) -> Iterator[Executor]:
     """Open what does the tasks: this process, more of them, or a Ray cluster."""
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = local_workers(config)
     if config.ray:
         yield RayExecutor(config)
     elif workers == 1:
@@ -122,53 +127,53 @@ class InProcess:
 
 
 class Processes:
-    """A pool of processes, made anew when one of them dies."""
+    """Processes, each with a pool of its own: when one dies, one task is to be begun anew."""
 
     def __init__(self, workers: int, attempts: int) -> None:
-        self._workers = workers
         self._attempts = attempts
-        self._pool: ProcessPoolExecutor | None = None
+        self._pools: list[ProcessPoolExecutor | None] = [None] * workers
 
-    def _open(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(
-                self._workers, mp_context=context, initializer=_end_with_parent
-            )
-        return self._pool
+    def _submit(self, worker: int, task: Task) -> Future[int]:
+        pool = self._pools[worker]
+        if pool is not None:
+            try:
+                return pool.submit(perform, task)
+            except BrokenProcessPool:  # it died without a task
+                pool.shutdown()
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
+        self._pools[worker] = pool
+        return pool.submit(perform, task)
 
     def run(self, tasks: list[Task]) -> Iterator[int]:
         waiting = list(reversed(tasks))
+        idle = list(reversed(range(len(self._pools))))
         lost: Counter[int] = Counter()
-        while waiting:
-            pending: dict[Future[int], Task] = {}
-            try:
-                while waiting or pending:
-                    while waiting and len(pending) < QUEUED_PER_WORKER * self._workers:
-                        pending[self._open().submit(perform, waiting[-1])] = waiting[-1]
-                        waiting.pop()
-                    ended, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in ended:
-                        number = future.result()
-                        del pending[future]
-                        yield number
-            except BrokenProcessPool:
-                self.close()
-                for future, task in pending.items():
-                    if future.done() and future.exception() is None:
-                        yield task[3]
-                        continue
+        pending: dict[Future[int], tuple[int, Task]] = {}
+        while waiting or pending:
+            while waiting and idle:
+                worker, task = idle.pop(), waiting.pop()
+                pending[self._submit(worker, task)] = worker, task
+            ended, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in ended:
+                worker, task = pending.pop(future)
+                idle.append(worker)
+                try:
+                    number = future.result()
+                except BrokenProcessPool:
                     lost[task[3]] += 1
                     _check_attempts(task, lost[task[3]], self._attempts)
+                    logger.warning("%s, task %d: its worker died; it is begun anew", *task[2:4])
                     waiting.append(task)
-                waiting.sort(key=lambda task: -task[3])
-                logger.warning("a worker died; its tasks are begun anew")
+                else:
+                    yield number
 
     def close(self) -> None:
         """End the processes."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        for pool in self._pools:
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)
+        self._pools = [None] * len(self._pools)
 
 
 def _check_attempts(task: Task, lost: int, attempts: int) -> None:
@@ -219,7 +224,7 @@ class RayExecutor:
         pending: dict[Any, Task] = {}
         while waiting or pending:
             cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            while waiting and len(pending) < QUEUED_PER_WORKER * cores:
+            while waiting and len(pending) < QUEUED_PER_CORE * cores:
                 pending[remote.remote(waiting[-1])] = waiting[-1]
                 waiting.pop()
             ended, _ = ray.wait(list(pending), num_returns=1)

@@ -3,7 +3,8 @@
 In: paths, folders and patterns of a recipe. Out: an `InputFile` for each file that holds documents,
 in the order of their paths. A folder's own description is heeded: of an MDS folder its index's
 shards are taken, of a Hugging Face folder (`save_to_disk`) the files that its state names, and of a
-`DatasetDict` one split. `pieces.py` cuts the files, `readers.py` reads them.
+`DatasetDict` one split; of a hub snapshot the files named for the split that is asked for, and not
+its README.md. `pieces.py` cuts the files, `readers.py` reads them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +21,14 @@ from typing import Any, BinaryIO
 
 from restomod.errors import UserError
 
-LINE_SUFFIXES = (".jsonl", ".json")
+LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".md")
 COMPRESSIONS = (".gz", ".zst")
 MANIFEST = "manifest.json"
 MDS_INDEX = "index.json"
 SPLITS_FILE = "dataset_dict.json"
 STATE_FILE = "state.json"
+README = "README.md"
 DESCRIPTIONS = (MANIFEST, "dataset_info.json", "dataset_infos.json", STATE_FILE, SPLITS_FILE)
 """Files of a folder that describe data instead of holding any."""
 
@@ -70,9 +73,10 @@ def kind_of(name: str) -> tuple[str, str] | None:
     return None
 
 
-def find_files(paths: Sequence[str | Path], split: str = "") -> Found:
+def find_files(paths: Sequence[str | Path], split: str = "", own: Sequence[str] = ()) -> Found:
     """Return the files that `paths` stand for: files as given, patterns and folders sorted, folders
-    recursively. Hidden files, descriptions and folders behind links are passed over.
+    recursively. What is hidden, descriptions and folders behind links are passed over, and so are
+    the folders in `own`, which are what `real_path` makes of them.
 
     Raises UserError for a path that is missing, a named file of another kind, and a folder or
     pattern with nothing to read.
@@ -81,24 +85,26 @@ def find_files(paths: Sequence[str | Path], split: str = "") -> Found:
     for path in map(str, paths):
         before = len(found.files)
         if is_remote(path):
-            _find_remote(path, split, found)
+            _find_remote(path, split, own, found)
         elif glob.has_magic(path) and not os.path.exists(path):
             for match in sorted(glob.glob(path, recursive=True)):
                 if os.path.isdir(match):
-                    _find_in_folder(LocalTree(match), split, found)
+                    _find_in_folder(LocalTree(match), split, own, found)
                 elif kind_of(match):
                     found.files.append(_local_file(match))
                 else:
                     found.skipped[_suffix(match)] += 1
         elif os.path.isdir(path):
-            _find_in_folder(LocalTree(path), split, found)
+            _find_in_folder(LocalTree(path), split, own, found)
         elif not os.path.exists(path):
             raise UserError(f"{path}: no such file or folder")
         elif kind_of(path) is None:
             raise UserError(f"{path}: cannot tell how to read it; {KINDS}")
         else:
             found.files.append(_local_file(path))
-        if len(found.files) == before:
+        kept = [file for file in found.files[before:] if not _is_inside(file.path, own)]
+        found.files[before:] = kept
+        if not kept:
             what = "nothing matches, or nothing that" if glob.has_magic(path) else "the folder"
             raise UserError(f"{path}: {what} holds no file to read; {KINDS}")
     if not found.files:
@@ -107,9 +113,18 @@ def find_files(paths: Sequence[str | Path], split: str = "") -> Found:
 
 
 KINDS = (
-    "files end in .jsonl, .json (one object a line), .txt or .md, also with .gz or .zst, "
+    "files end in .jsonl, .ndjson, .json (one object a line), .txt or .md, also with .gz or .zst, "
     "or in .parquet or .arrow; MDS folders hold an index.json"
 )
+
+
+def real_path(path: str) -> str:
+    """Return a path without links and `..`; that of an object store as it is."""
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
+
+
+def _is_inside(path: str, folders: Sequence[str]) -> bool:
+    return bool(folders) and real_path(path).startswith(tuple(f"{f}/" for f in folders))
 
 
 def is_remote(path: str) -> bool:
@@ -167,6 +182,9 @@ class RemoteTree:
         for path in self.entries:
             parent, _, name = path.rpartition("/")
             folders.setdefault(parent, []).append(name)
+            while len(parent) > len(self.root):
+                parent = parent.rpartition("/")[0]
+                folders.setdefault(parent, [])
         pruned: list[str] = []
         for parent in sorted(folders):
             if any(parent == top or parent.startswith(top + "/") for top in pruned):
@@ -185,16 +203,29 @@ class RemoteTree:
         return _remote_file(path, self.entries.get(self.system._strip_protocol(path), {}))
 
 
-def _find_in_folder(tree: LocalTree | RemoteTree, split: str, found: Found) -> None:
+def _find_in_folder(
+    tree: LocalTree | RemoteTree, split: str, own: Sequence[str], found: Found
+) -> None:
     files: list[InputFile] = []
+    top = ""
+    split_chosen = not split
     for parent, folders, names, links in tree.walk():
+        top = top or f"{parent.rstrip('/')}/"
         found.skipped["linked folder"] += links
+        folders[:] = [name for name in folders if real_path(f"{parent}/{name}") not in own]
+        for name in [name for name in folders if name.startswith(".")]:
+            found.skipped["hidden folder"] += 1
+            folders.remove(name)
         if SPLITS_FILE in names:
             _choose_split(parent, folders, split, found)
+            split_chosen = True
         if MDS_INDEX in names and (shards := _mds_shards(parent, tree)):
             files += shards
             continue
-        wanted = _named_by_state(parent) if STATE_FILE in names else None
+        wanted = None
+        if STATE_FILE in names:
+            wanted, split_of_state = _named_by_state(parent)
+            split_chosen |= split_of_state == split
         for name in names:
             if name in DESCRIPTIONS or name.startswith("."):
                 found.skipped[name if name in DESCRIPTIONS else "hidden"] += 1
@@ -202,8 +233,23 @@ def _find_in_folder(tree: LocalTree | RemoteTree, split: str, found: Found) -> N
                 found.skipped[_suffix(name)] += 1
             else:
                 files.append(tree.file(f"{parent.rstrip('/')}/{name}"))
+    if any(file.path == top + README for file in files) and any(f.kind != "text" for f in files):
+        found.skipped[README] += 1
+        files = [file for file in files if file.path != top + README]
+    if files and not split_chosen:
+        files = _files_of_split(files, top, split, found)
     found.skipped += Counter()  # drops zeros
     found.files += sorted(files, key=lambda file: file.path.split("/"))
+
+
+def _files_of_split(files: list[InputFile], top: str, split: str, found: Found) -> list[InputFile]:
+    """Return the files that have a split's name in theirs or in a folder's, as on the hub."""
+    named = re.compile(rf"(?<![A-Za-z]){re.escape(split)}(?![A-Za-z])")
+    chosen = [file for file in files if named.search(file.path.removeprefix(top))]
+    if not chosen:
+        raise UserError(f"{top}: no file or folder in it is named for the split {split!r}")
+    found.skipped["another split"] += len(files) - len(chosen)
+    return chosen
 
 
 def _choose_split(parent: str, folders: list[str], split: str, found: Found) -> None:
@@ -222,11 +268,13 @@ def _choose_split(parent: str, folders: list[str], split: str, found: Found) -> 
             folders.remove(name)
 
 
-def _named_by_state(parent: str) -> set[str] | None:
-    named = _read_json(f"{parent.rstrip('/')}/{STATE_FILE}").get("_data_files")
+def _named_by_state(parent: str) -> tuple[set[str] | None, str]:
+    """Return the files that a saved data set's state names, if it does, and its split's name."""
+    state = _read_json(f"{parent.rstrip('/')}/{STATE_FILE}")
+    named, split = state.get("_data_files"), str(state.get("_split") or "")
     if not isinstance(named, list):
-        return None
-    return {entry["filename"] for entry in named if isinstance(entry, dict)}
+        return None, split
+    return {entry["filename"] for entry in named if isinstance(entry, dict)}, split
 
 
 def _mds_shards(parent: str, tree: LocalTree | RemoteTree) -> list[InputFile]:
@@ -285,7 +333,7 @@ def _remote_file(path: str, info: dict[str, Any]) -> InputFile:
     return InputFile(path, kind, compression, int(info.get("size") or 0), version)
 
 
-def _find_remote(path: str, split: str, found: Found) -> None:
+def _find_remote(path: str, split: str, own: Sequence[str], found: Found) -> None:
     import fsspec
 
     try:
@@ -300,12 +348,14 @@ def _find_remote(path: str, split: str, found: Found) -> None:
             return
         info = system.info(inside)
         if info["type"] == "directory":
-            _find_in_folder(RemoteTree(system, inside), split, found)
+            _find_in_folder(RemoteTree(system, inside), split, own, found)
         elif kind_of(inside) is None:
             raise UserError(f"{path}: cannot tell how to read it; {KINDS}")
         else:
             found.files.append(_remote_file(path, info))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file or folder") from error
-    except (OSError, ImportError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # each store's library has its own, for wanting credentials say
         raise UserError(f"{path}: cannot be listed: {error}") from error

@@ -132,8 +132,22 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def close_job(folder: Path) -> None:
-    """Remove a work folder whose job is done."""
-    if (folder / STATE).is_file():
+def close_job(job: Job) -> None:
+    """Remove the work folder of a job that is done, while it is still open."""
+    _empty(job.folder)
+    shutil.rmtree(job.folder)
+
+
+def remove_leftover(folder: Path) -> None:
+    """Remove what a job left that was killed when it was done, unless somebody works there."""
+    if not (folder / STATE).is_file():
+        return
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _empty(folder)
         shutil.rmtree(folder)
+    except BlockingIOError:
+        return
+    finally:
+        os.close(lock)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from restomod.prepare.atomic import ESCAPED
 from restomod.prepare.config import Preparation, identity
 from restomod.prepare.documents import EXAMPLES, STEPS, origins, rejects_file
 from restomod.prepare.duplicates import drops, kept_place
@@ -140,7 +141,7 @@ def write_rejects(job: Job, results: Results, path: Path) -> list[dict[str, Any]
     places = Places(results)
     shown: Counter[tuple[str, str]] = Counter()
     examples = []
-    with path.open("w", encoding="utf-8") as out:
+    with path.open("w", encoding="utf-8", errors=ESCAPED) as out:
         for entry in _all_rejects(job, results, places):
             out.write(json.dumps(entry, ensure_ascii=False) + "\n")
             key = (entry["stage"], entry["reason"])

@@ -17,10 +17,12 @@ write.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -31,9 +33,17 @@ from restomod.prepare.atomic import read_json, write_json
 from restomod.prepare.config import Preparation, parse_size
 from restomod.prepare.documents import STAGE as READ
 from restomod.prepare.documents import read_unit
-from restomod.prepare.executor import Executor, open_executor, run_stage
-from restomod.prepare.files import MANIFEST, InputFile, find_files, is_remote
-from restomod.prepare.job import Job, close_job, describe_inputs, differences, fingerprint, open_job
+from restomod.prepare.executor import Executor, local_workers, open_executor, run_stage
+from restomod.prepare.files import MANIFEST, Found, InputFile, find_files, is_remote, real_path
+from restomod.prepare.job import (
+    Job,
+    close_job,
+    describe_inputs,
+    differences,
+    fingerprint,
+    open_job,
+    remove_leftover,
+)
 from restomod.prepare.manifest import (
     Results,
     bad_input,
@@ -50,6 +60,7 @@ from restomod.prepare.publish import (
 )
 
 logger = logging.getLogger(__name__)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TIMING = "timing.json"
 CARD = "card.html"
 
@@ -62,9 +73,15 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
     unless `refresh` is set, for an output or a job of another recipe or input.
     """
     recipe = _absolute(recipe)
-    found = {name: find_files(s.paths, s.split) for name, s in recipe.sources.items()}
+    found = {
+        name: _find(recipe, f"sources.{name}.paths", source.paths, source.split)
+        for name, source in recipe.sources.items()
+    }
     files = {name: of_source.files for name, of_source in found.items()}
-    evaluation = {path: find_files([path]).files for path in recipe.decontaminate.against}
+    evaluation = {
+        path: _find(recipe, "decontaminate.against", [path]).files
+        for path in recipe.decontaminate.against
+    }
     inputs = describe_inputs({**files, **{f"decontaminate {p}": f for p, f in evaluation.items()}})
     inputs += _tokenizer_inputs(recipe)
     wanted = fingerprint(recipe, inputs)
@@ -72,7 +89,7 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
     if published is not None:
         changed = differences(published, wanted)
         if not changed:
-            close_job(recipe.work_folder)
+            remove_leftover(recipe.work_folder)
             return f"{recipe.out}: up to date\n"
         if not refresh:
             raise UserError(
@@ -84,6 +101,7 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
         check_target(recipe.out)
     skipped = {name: dict(sorted(f.skipped.items())) for name, f in found.items()}
     with (
+        _disk_full_is_said(recipe),
         open_job(recipe, wanted, refresh) as job,
         open_executor(recipe.execution) as executor,
     ):
@@ -98,8 +116,22 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
         datasets = run.write()
         manifest = run.describe(inputs, skipped, tokenizer, datasets)
         move_into_place(job, recipe.out)
-    close_job(recipe.work_folder)
+        close_job(job)
     return _summary(recipe, manifest)
+
+
+@contextmanager
+def _disk_full_is_said(recipe: Preparation) -> Iterator[None]:
+    """Turn the want of room, in this process or a worker, into a message."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise UserError(
+            f"{recipe.work_dir} or {recipe.out}: cannot be written: {error.strerror}; make room "
+            "and run again to go on"
+        ) from error
 
 
 class _Run:
@@ -230,9 +262,12 @@ class _Run:
         """Tokenise all units."""
         from restomod.prepare.tokenise import TOKENISE, tokenise_unit
 
-        results = self._results
+        results, execution = self._results, self._job.recipe.execution
+        # A few large compressed files are fewer units than there are cores.
+        workers = 1 if execution.ray else local_workers(execution)
+        threads = max(1, workers // len(results.units))
         tasks = {
-            unit: (unit, result["documents"], results.parts)
+            unit: (unit, result["documents"], results.parts, threads)
             for unit, result in enumerate(results.read)
         }
         with self._timed(TOKENISE):
@@ -304,7 +339,10 @@ class _Run:
             "seconds_by_stage": seconds,
         }
         write_json(job.output / TIMING, timing)
-        write_card({**manifest, **timing}, job.output / CARD)
+        # One stage of tasks does the first three steps.
+        by_name = {name.replace("_", " "): spent for name, spent in seconds.items()}
+        stages = [{**s, "seconds": by_name.get(s["name"])} for s in manifest["stages"]]
+        write_card({**manifest, **timing, "stages": stages}, job.output / CARD)
         write_json(job.output / MANIFEST, manifest)
         return manifest
 
@@ -314,6 +352,14 @@ def _absolute(recipe: Preparation) -> Preparation:
     out = recipe.out if is_remote(recipe.out) else os.path.abspath(recipe.out)
     recipe = dataclasses.replace(recipe, out=out)
     return dataclasses.replace(recipe, work_dir=str(recipe.work_folder.absolute()))
+
+
+def _find(recipe: Preparation, key: str, paths: Sequence[str], split: str = "") -> Found:
+    """Return the files that a key names, without what this job writes itself."""
+    try:
+        return find_files(paths, split, [real_path(recipe.out), real_path(recipe.work_dir)])
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def _tokenizer_inputs(recipe: Preparation) -> list[dict[str, Any]]:

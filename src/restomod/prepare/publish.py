@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ def published_manifest(out: str) -> dict[str, Any] | None:
         return None
     except NotADirectoryError as error:
         raise UserError(f"{out}: is a file; choose another out") from error
-    except OSError as error:
-        raise UserError(f"{out}: cannot be read: {error}") from error
     except ValueError:
         return None
+    except Exception as error:  # each store's library has its own, for wanting credentials say
+        raise UserError(f"{out}: cannot be read: {error}") from error
     return manifest if isinstance(manifest, dict) and "recipe" in manifest else None
 
 
@@ -55,12 +56,16 @@ def check_target(out: str) -> None:
         raise UserError(
             f"{out}: exists and holds no finished preparation; choose another out, or delete it"
         )
-    if is_remote(out):
-        try:  # better now than after hours
+    try:  # better now than after hours
+        if is_remote(out):
             system.pipe_file(f"{inside}/{PROBE}", b"-")
             system.rm_file(f"{inside}/{PROBE}")
-        except OSError as error:
-            raise UserError(f"{out}: cannot be written: {error}") from error
+        else:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
+                pass
+    except Exception as error:
+        raise UserError(f"{out}: cannot be written: {error}") from error
 
 
 def publish_tokenizer(job: Job, described: dict[str, Any], out: str) -> None:

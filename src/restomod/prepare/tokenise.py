@@ -8,6 +8,7 @@ group's shards lie in a folder of their own.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -52,8 +53,11 @@ def kept_documents(job: Job, unit: int, documents: int, parts: int) -> Iterator[
     return stored_documents(job, unit, dropped)
 
 
-def tokenise_unit(job: Job, unit: int, documents: int, parts: int) -> dict[str, Any]:
-    """Tokenise a unit's documents; return by split how many there are, of what size."""
+def tokenise_unit(job: Job, unit: int, documents: int, parts: int, threads: int) -> dict[str, Any]:
+    """Tokenise a unit's documents; return by split how many there are, of what size. `threads` are
+    those of the tokenizers library."""
+    if threads > 1:  # `perform` takes it back
+        os.environ.update(TOKENIZERS_PARALLELISM="true", RAYON_NUM_THREADS=str(threads))
     tokenizer = job_tokenizer(job)
     share = job.recipe.heldout.share
     counted = {split: {"documents": 0, "tokens": 0, "text_bytes": 0} for split in SPLITS}

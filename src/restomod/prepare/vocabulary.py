@@ -83,7 +83,10 @@ def _train(job: Job, folder: Path, units: Mapping[str, Sequence[UnitTexts]], par
     sampled = sample_by_shares(sources, shares, budget)
     texts = [text for name in sorted(sampled) for text in sampled[name]]
     if not texts:
-        raise UserError("tokenizer: no document is left to train it on")
+        raise UserError(
+            "tokenizer: no document is left to train it on; all are held out (heldout.share is "
+            f"{job.recipe.heldout.share:g}), or of sources whose share is 0"
+        )
     backend = train_bpe(texts, config.vocab_size)
     sizes = {name: sum(len(text.encode()) for text in of) for name, of in sampled.items()}
     with replacing(folder, job.stage(TOKENIZER) / "partial") as partial:
@@ -129,15 +132,21 @@ def _describe(job: Job, units: Mapping[str, Sequence[UnitTexts]], parts: int) ->
 def _texts(
     job: Job, units: Sequence[UnitTexts], parts: int, budget_bytes: int, held_out: bool
 ) -> Iterator[str]:
-    """Yield the texts of a split out of evenly chosen units that hold several times the budget."""
-    total = sum(size for _, _, size in units)
-    stride = max(1, total // max(1, READ_PER_SAMPLED * budget_bytes))
+    """Yield the texts of a split, out of as many units as hold several times the budget without
+    duplicates: every n-th, and those between only where these hold less than was expected."""
+    wanted = READ_PER_SAMPLED * budget_bytes
+    stride = max(1, sum(size for _, _, size in units) // max(1, wanted))
     share = job.recipe.heldout.share
-    for unit, documents, _ in units[::stride]:
-        for batch in kept_documents(job, unit, documents, parts):
-            for document in batch:
-                if is_held_out(document, share) == held_out:
-                    yield document.text
+    read = 0
+    for start in range(stride):
+        for unit, documents, _ in units[start::stride]:
+            for batch in kept_documents(job, unit, documents, parts):
+                for document in batch:
+                    read += len(document.text.encode())
+                    if is_held_out(document, share) == held_out:
+                        yield document.text
+        if 2 * read >= wanted:  # units differ in size
+            return
 
 
 @contextmanager

@@ -30,6 +30,7 @@ MANIFEST = {
             "text_bytes": 9_000_000,
             "tokens": 2_000_000,
             "length_histogram": {"1024": 400, "4096": 200},
+            "splits": {"train": {"documents": 570}, "heldout": {"documents": 30}},
         },
         {
             "name": "wiki",
@@ -170,7 +171,7 @@ def test_it_shows_every_part_of_a_full_manifest(tmp_path):
     assert domains[2][:2] == ["code", "1"]
     assert domains[3][:4] == ["all", "3", "1,100", "4,000,000"]
     sizes, origins = (table for table in page.tables if table[0][0] == "source")
-    assert sizes[1] == ["peps", "prose", "600", "2,000,000", "9 MB", "50.0%"]
+    assert sizes[1] == ["peps", "prose", "600", "2,000,000", "9 MB", "50.0%", "30"]
     assert origins[1] == ["peps", "CC0-1.0", "https://peps.python.org/?a=1&b=2", "Proposals."]
     stages, reasons = (table for table in page.tables if table[0][0] == "stage")
     assert stages[1] == ["read", "2,000", "100", "1,900", "95.0%", "20 MB", "12 s"]

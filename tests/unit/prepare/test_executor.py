@@ -44,6 +44,22 @@ def killed_twice(job, n):
     return number(job, n)
 
 
+def one_dies_while_the_other_works(job, n):
+    """Kill the worker of task 0 twice, while task 1 is at work."""
+    with (job.folder / "begun").open("a") as file:
+        file.write(f"{n}\n")
+    marks = [job.folder / f"killed {time}" for time in (1, 2)]
+    for mark in marks:
+        if n == 0 and not mark.exists():
+            while "1" not in (job.folder / "begun").read_text():
+                time.sleep(0.005)
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    while not marks[1].exists():
+        time.sleep(0.005)
+    return {"number": n}
+
+
 def always_killed(job, n):
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -81,6 +97,11 @@ def test_a_worker_that_is_killed_is_replaced_and_its_task_begun_anew(job, pool):
     found = run_stage(pool, killed_twice, job, "stage", tasks(9))
     assert [result["number"] for result in found] == list(range(9))
     assert (job.folder / "killed 2").exists()
+
+
+def test_a_dead_worker_takes_no_other_task_with_it(job, pool):
+    run_stage(pool, one_dies_while_the_other_works, job, "stage", tasks(2))
+    assert sorted((job.folder / "begun").read_text().split()) == ["0", "0", "0", "1"]
 
 
 def test_a_task_that_always_kills_its_worker_ends_the_job_and_names_itself(job, pool):

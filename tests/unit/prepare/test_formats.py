@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -202,3 +203,29 @@ def test_large_files_are_cut_small_ones_put_together_and_every_record_is_read_on
             assert max(map(len, (u.pieces for u in units))) > 10
             assert np.max(of_each) <= size
     assert len(plan_units(files, {"source": False}, 1 << 20)) == 1
+
+
+def test_a_hub_snapshot_gives_the_split_that_is_asked_for_and_no_readme(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "test"):
+        table = pa.table({"text": [split]})
+        pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    (tmp_path / "README.md").write_text("# about it")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "x.json").write_text('{"text": "hidden"}')
+    assert [Path(f.path).name[:5] for f in find_files([tmp_path]).files] == ["test-", "train"]
+    found = find_files([tmp_path], "train")
+    assert [Path(file.path).name[:5] for file in found.files] == ["train"]
+    assert found.skipped == {"README.md": 1, "hidden folder": 1, "another split": 1}
+    with pytest.raises(UserError, match="named for the split 'valid'"):
+        find_files([tmp_path], "valid")
+
+
+def test_own_folders_are_passed_over_in_folders_and_patterns(tmp_path):
+    for name in ("in.jsonl", "out/rejects.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"text": "a"}')
+    for path in (tmp_path, tmp_path / "**" / "*.jsonl"):
+        found = find_files([path], own=[str(tmp_path / "out")])
+        assert [Path(file.path).name for file in found.files] == ["in.jsonl"]
+        assert len(find_files([path]).files) == 2
