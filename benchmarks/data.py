@@ -252,7 +252,7 @@ def one_pass(folder: Path, root: Path, documents: int) -> float:
 def tokenizers_alone(folder: Path) -> float:
     from restomod.data.tokenizer import load_tokenizer
 
-    os.environ["RAYON_NUM_THREADS"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     backend = load_tokenizer(tokenizer_folder(folder)).backend
     generator = np.random.default_rng(5)
     texts = [words(generator, int(n) // 2) for n in lengths("log-normal, cut at 1,024", 3000)]
