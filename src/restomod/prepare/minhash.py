@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import resource
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -34,6 +35,9 @@ SHINGLES_AT_ONCE = 2048
 """Bounds the [shingles, hashes] array of a long document, and keeps it in the processor's cache."""
 DOCUMENTS_PER_UNIT = 1 << 32
 """Datatrove numbers the documents of a unit with 32 bits."""
+
+SPARE_FILES = 64
+"""Files that libraries may open meanwhile."""
 
 
 def sign(out: Path, unit: int, texts: Iterable[str], config: NearDuplicateConfig) -> int:
@@ -131,11 +135,11 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _open_files(number: int) -> Iterator[None]:
-    """Allow the process to have so many files open: a step opens one of every unit at once.
+    """Allow the process to open so many files more: a step opens one of every unit at once.
 
     Raises UserError when the machine's hard limit is below that.
     """
-    needed = number + 256
+    needed = number + len(os.listdir("/proc/self/fd")) + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise UserError(

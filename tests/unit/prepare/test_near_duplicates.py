@@ -181,6 +181,7 @@ def test_the_limit_of_open_files_is_raised_for_the_step_and_then_restored(tmp_pa
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(300)]
     few = len(os.listdir("/proc/self/fd")) + 60  # too few for 120 more
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
     try:
@@ -189,6 +190,8 @@ def test_the_limit_of_open_files_is_raised_for_the_step_and_then_restored(tmp_pa
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == few
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for descriptor in held:
+            os.close(descriptor)
     assert (found.clusters, found.dropped) == (1, 119)
 
 
