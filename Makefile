@@ -1,6 +1,6 @@
 # make demo   sets up, then takes real text to an exported model: about five minutes after set-up
 # make test   sets up, then lints, checks types, plans every shipped recipe and runs the tests
-# make test-systems  runs the tests against other software, each in its own environment
+# make test-systems  runs the longer tests: a Ray cluster, an S3 server, transformers 5, whole runs
 # make setup  only sets up: skipped when nothing changed
 # make lock   resolves the dependencies anew
 
