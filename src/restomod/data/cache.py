@@ -4,7 +4,8 @@ Several processes, ranks and runs may share a folder. A file appears under its n
 whole and its hash is right; while it is made, its full size already counts. Whoever reads a shard
 or makes one holds a shared lock on it, so that making room never takes what is in use; locks end
 with their process, however it ends. The root may hold other files: only our own folders in it,
-named by 16 hexadecimal digits, count and are cleared. `data/shards.py` is the caller.
+named by 16 hexadecimal digits, count and are cleared. `data/files.py` and `data/shards.py` call
+this.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from restomod.errors import UserError
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 LOCKS = 64
 """Lock files that keep two processes from making the same shard at once."""
@@ -194,9 +196,9 @@ def _is_full(error: BaseException) -> bool:
     return False
 
 
-def retried(attempts: int, pause: Callable[[float], None], what: Callable[[], None]) -> None:
-    """Do `what`, again after growing pauses (1, 2, 4, ... 30 s) while it raises; the last error is
-    raised. UserErrors and a full disk are not tried again."""
+def retried(attempts: int, pause: Callable[[float], None], what: Callable[[], Result]) -> Result:
+    """Return what `what` does, tried again after growing pauses (1, 2, 4, ... 30 s) while it
+    raises; the last error is raised. UserErrors and a full disk are not tried again."""
     for attempt in range(1, attempts + 1):
         try:
             return what()
@@ -208,3 +210,4 @@ def retried(attempts: int, pause: Callable[[float], None], what: Callable[[], No
             delay = min(30.0, 2.0 ** (attempt - 1))
             log.warning("%s; trying again in %.0f s (%d of %d)", error, delay, attempt, attempts)
             pause(delay)
+    raise ValueError(f"{attempts} attempts")

@@ -85,22 +85,21 @@ class ShardFiles:
         if not self.remote:
             path = Path(self.path) / file
             return path.read_bytes() if path.is_file() else None
-        found: list[bytes] = []
 
-        def fetch() -> None:
+        def fetch() -> bytes | None:
             try:
-                found.append(self._download(file, attempts=1))
+                return self._download(file, attempts=1)
             except Exception as error:
                 if not _is_missing(error):
                     raise
+                return None
 
         try:
-            retried(self._settings.download_attempts, time.sleep, fetch)
+            return retried(self._settings.download_attempts, time.sleep, fetch)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"{self.label(file)}: cannot be downloaded: {error}") from error
-        return found[0] if found else None
 
     def _download(self, file: str, attempts: int) -> bytes:
         """Fetch one file of a remote data set through Streaming and return its content."""
@@ -184,17 +183,16 @@ class ShardFiles:
             if problem:
                 raise DamagedShardError(f"{label}: the shard is damaged: {problem}")
             return content
-        fetched: list[bytes] = []
 
-        def fetch() -> None:
+        def fetch() -> bytes:
             content = self._download(stored.file, attempts=1)
             problem = _problem(content, stored)
             if problem:
                 raise _ArrivedDamaged(f"{label}: the shard arrived damaged: {problem}")
-            fetched.append(content)
+            return content
 
         try:
-            retried(self._settings.download_attempts, time.sleep, fetch)
+            return retried(self._settings.download_attempts, time.sleep, fetch)
         except UserError:
             raise
         except Exception as error:
@@ -204,7 +202,6 @@ class ShardFiles:
                 f"{label}: cannot be downloaded in {self._settings.download_attempts} attempts: "
                 f"{error}"
             ) from error
-        return fetched[0]
 
 
 def _is_missing(error: BaseException) -> bool:

@@ -33,7 +33,7 @@ def read_piece(piece: Piece, reading: Reading) -> Iterator[Record]:
     kind = piece.file.kind
     by_kind: dict[str, Callable[[Piece, Reading], Iterator[Record]]] = {
         "lines": _json_records,
-        "text": _text_lines if reading.text_documents == "line" else _whole_text,
+        "text": _lines if reading.text_documents == "line" else _whole_text,
         "parquet": column_records,
         "arrow": column_records,
         "mds": mds_records,
@@ -66,10 +66,6 @@ def _json_records(piece: Piece, reading: Reading) -> Iterator[Record]:
             continue
         found = choose_fields(content, reading.text_fields)
         yield Record(record.number, *found, undecodable=record.undecodable)
-
-
-def _text_lines(piece: Piece, reading: Reading) -> Iterator[Record]:
-    return _lines(piece, reading)
 
 
 def _lines(piece: Piece, reading: Reading) -> Iterator[Record]:
