@@ -6,7 +6,6 @@ breaks off. `readers.py` is the caller.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from restomod.data.mds import decompress
 from restomod.prepare.files import open_file, read_bytes
 from restomod.prepare.pieces import Piece
 from restomod.prepare.records import (
@@ -178,7 +178,9 @@ def mds_records(piece: Piece, reading: Reading) -> Iterator[Record]:
     """Yield a record for each sample of an MDS shard."""
     number = 0
     try:
-        data = _unzipped(read_bytes(piece.file.path), piece.file.compression)
+        data = read_bytes(piece.file.path)
+        if piece.file.compression:
+            data = decompress(piece.file.compression, data)
         for number, sample in enumerate(_mds_samples(data, piece.file.columns), start=1):
             yield _sample(number, sample, reading)
     except (FileNotFoundError, PermissionError) as error:
@@ -230,26 +232,3 @@ def _mds_samples(
         if position != end:
             raise ValueError("a sample's columns do not add up to its size")
         yield sample
-
-
-def _unzipped(data: bytes, compression: str) -> bytes:
-    """Undo the compression that an MDS index names. Raises ValueError."""
-    name = compression.partition(":")[0]
-    if not name:
-        return data
-    if name == "zstd":
-        import zstandard
-
-        try:
-            return zstandard.ZstdDecompressor().stream_reader(io.BytesIO(data)).read()
-        except zstandard.ZstdError as error:
-            raise ValueError(f"damaged: {error}") from error
-    if name == "gz":
-        import gzip
-        import zlib
-
-        try:
-            return gzip.decompress(data)
-        except (EOFError, zlib.error) as error:
-            raise ValueError(f"damaged: {error}") from error
-    raise ValueError(f"compression {compression} is not supported; use zstd, gz or none")
