@@ -65,7 +65,8 @@ def _plot(title: str, values: list[float], form: str) -> list[str]:
     lines = [f"{title}, 0 to {form.format(highest)}:"]
     for row in range(ROWS, 0, -1):
         level = highest * (row - 0.5) / ROWS
-        lines.append("|" + "".join("#" if value >= level else " " for value in values).rstrip())
+        low = "." if row == 1 else " "
+        lines.append("|" + "".join("#" if value >= level else low for value in values).rstrip())
     return [*lines, "+" + "-" * len(values)]
 
 
