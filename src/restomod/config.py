@@ -350,6 +350,51 @@ class CheckpointConfig:
 
 
 @dataclass
+class SpikeConfig:
+    """Losses that leap up: what is done about a step whose loss lies more than `threshold` robust
+    standard deviations above the median of the steps before it."""
+
+    action: str = field(default="off", metadata={"choices": ("off", "skip", "rollback")})
+    """off; skip: the step changes no weight; rollback: the run goes back to its last checkpoint and
+    does not learn from the rows that caused it."""
+    window_steps: int = 128
+    """Steps that median and deviation (1.4826 x the median absolute deviation) are taken of, and of
+    a phase's beginning half as many without judgement."""
+    threshold: float = 8.0
+    """Deviations above the median that make a spike."""
+    rollback_steps: int = 1
+    """Steps, from the spike's on, whose rows a roll-back puts on the skip ledger."""
+    max_rollbacks: int = 10
+    """Roll-backs of a run, after which the next spike stops it."""
+
+
+@dataclass
+class FaultsConfig:
+    """What is done when something goes wrong."""
+
+    grace: str = "60s"
+    """Time that the cluster leaves between a signal and the end; `restomod plan` compares what
+    saving has taken."""
+    hang_timeout: str = "30m"
+    """Time without a finished step, evaluation or checkpoint after which a run counts as hung:
+    every rank writes its stack to hangs/, and the job ends with the requeue code."""
+    nonfinite_steps: int = 10
+    """Steps with a non-finite gradient, one after the other, that stop the run. Each is skipped by
+    all ranks and counted."""
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
+
+
+@dataclass
+class ProfileConfig:
+    """A torch.profiler trace and a memory snapshot of some steps, in the run folder's profile/."""
+
+    steps: str = ""
+    """FROM:TO, steps of the run, the last excluded, for instance 20:24; empty: none."""
+    ranks: list[int] = field(default_factory=lambda: [0])
+    """Ranks that write theirs."""
+
+
+@dataclass
 class WandbConfig:
     """Weights & Biases."""
 
@@ -418,6 +463,11 @@ class Recipe:
     """The run's phases, in order."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stop_after: str = "0"
+    """Wall-clock time, such as 23h30m, after which the run saves, stops and wants to be requeued;
+    0: never."""
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     start: StartConfig = field(default_factory=StartConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
@@ -444,3 +494,30 @@ def parse_slots(text: str | int) -> int:
     if slots != int(slots):
         raise ValueError(f"`{text}` is not a whole number of slots")
     return int(slots)
+
+
+def parse_duration(text: str | int) -> float:
+    """Return the seconds that `90`, `45s`, `30m` or `23h30m` stands for.
+
+    Raises ValueError for anything else.
+    """
+    match = re.fullmatch(
+        r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip()
+    )
+    if not match or not any(match.groups()):
+        raise ValueError(f"`{text}` is not a time such as 45s, 30m or 23h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def parse_steps(text: str) -> range:
+    """Return the steps that `20:24` stands for, the last excluded; none for an empty text.
+
+    Raises ValueError for anything else.
+    """
+    if not text:
+        return range(0)
+    match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+    if not match or int(match[1]) >= int(match[2]):
+        raise ValueError(f"`{text}`: write FROM:TO, for instance 20:24")
+    return range(int(match[1]), int(match[2]))

@@ -14,7 +14,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from restomod.config import DataConfig, MaskConfig, PhaseConfig, Recipe, parse_slots
+from restomod.config import (
+    DataConfig,
+    MaskConfig,
+    PhaseConfig,
+    Recipe,
+    parse_duration,
+    parse_slots,
+    parse_steps,
+)
 from restomod.errors import UserError
 from restomod.strict import load_strict
 
@@ -221,6 +229,7 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
         "init.weights",
         "would be overwritten by the checkpoint that the run begins from",
     )
+    bad += _impossible_faults(recipe)
     evaluation = recipe.evaluation
     require(evaluation.every_steps > 0, "evaluation.every_steps", "must be positive")
     require(evaluation.rows > 0, "evaluation.rows", "must be positive")
@@ -228,6 +237,39 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be positive")
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be positive")
     require(recipe.logging.every_steps > 0, "logging.every_steps", "must be positive")
+    return bad
+
+
+def _impossible_faults(recipe: Recipe) -> list[tuple[str, str]]:
+    bad = []
+    faults = recipe.faults
+    for key, text, least in (
+        ("stop_after", recipe.stop_after, 0.0),
+        ("faults.grace", faults.grace, 1.0),
+        ("faults.hang_timeout", faults.hang_timeout, 1.0),
+    ):
+        try:
+            if parse_duration(text) < least:
+                bad.append((key, f"{text}: must be at least {least:g} s"))
+        except ValueError as error:
+            bad.append((key, str(error)))
+    spikes = faults.spikes
+    for key, value, smallest in (
+        ("nonfinite_steps", faults.nonfinite_steps, 1),
+        ("spikes.window_steps", spikes.window_steps, 4),
+        ("spikes.rollback_steps", spikes.rollback_steps, 1),
+        ("spikes.max_rollbacks", spikes.max_rollbacks, 1),
+    ):
+        if value < smallest:
+            bad.append((f"faults.{key}", f"{value}: must be at least {smallest}"))
+    if spikes.threshold <= 0:
+        bad.append(("faults.spikes.threshold", "must be positive"))
+    try:
+        parse_steps(recipe.profile.steps)
+    except ValueError as error:
+        bad.append(("profile.steps", str(error)))
+    if any(rank < 0 for rank in recipe.profile.ranks):
+        bad.append(("profile.ranks", "ranks are numbered from 0"))
     return bad
 
 

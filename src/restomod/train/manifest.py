@@ -43,6 +43,12 @@ FREE_KEYS = (
     "checkpoint.*",
     "logging.*",
     "resume.*",
+    "stop_after",
+    "faults.grace",
+    "faults.hang_timeout",
+    "faults.nonfinite_steps",
+    "faults.spikes.max_rollbacks",
+    "profile.*",
 )
 """Keys that a resumed run may change; all others are guarded."""
 
