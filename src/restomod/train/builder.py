@@ -50,6 +50,7 @@ from restomod.train.manifest import (
 )
 from restomod.train.metrics import MetricsLog, StepMetrics
 from restomod.train.module import GlobalMean, TrainedModel
+from restomod.train.parallel import GradientReduction, join_ranks, shard
 from restomod.train.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,9 @@ def train(run: PreparedRun, started: float) -> None:
     compiled = compiles(recipe.compute, device)
     if compiled:
         compile_model(model, device, Path(recipe.cache_dir))
+    joined = join_ranks(device)
+    precision = torch.bfloat16 if device == "cuda" else torch.float32
+    shard(model, recipe.parallel, device, precision)
     optimizer = StableAdamW(
         parameter_groups(model, recipe.optimizer.weight_decay),
         lr=recipe.optimizer.lr,
@@ -134,6 +138,7 @@ def train(run: PreparedRun, started: float) -> None:
         recipe, phase, model.config, loader, sources, peak_flops(device), clock, metrics
     )
     callbacks: list[Callback] = [Schedule(recipe.optimizer.lr, phase), GlobalMean(), steps]
+    callbacks.append(GradientReduction(recipe.parallel))
     if run.heldout:
         every = recipe.evaluation.every_steps
         callbacks.append(Evaluation(every, run.heldout, clock, metrics))
@@ -155,7 +160,7 @@ def train(run: PreparedRun, started: float) -> None:
         callbacks=callbacks,
         loggers=_loggers(recipe),
         run_name=recipe.run_name,
-        device="gpu" if device == "cuda" else "cpu",
+        device=joined,
         precision="amp_bf16" if device == "cuda" else "fp32",
         device_train_microbatch_size=phase.micro_batch_rows,
         seed=recipe.seed % 2**32,
@@ -244,9 +249,7 @@ def unigram(phase: PhaseConfig, sources: Sources, vocab_size: int) -> np.ndarray
 
 
 def _set_up_process(device: str) -> None:
-    """What Composer expects of the environment, and the thread count that torch should keep."""
-    if "GROUP_RANK" in os.environ:
-        os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])  # torchrun does not set it
+    """Set what torch should keep for the whole process."""
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     else:
