@@ -117,8 +117,11 @@ class ParallelConfig:
 
 @dataclass
 class OptimizerConfig:
-    """StableAdamW; the defaults are ModernBERT-base's (paper, table 3)."""
+    """How weights are updated; the defaults are ModernBERT-base's (paper, table 3)."""
 
+    name: str = field(default="stable_adamw", metadata={"choices": ("stable_adamw", "muon")})
+    """stable_adamw, or muon: steps along the orthogonalised momentum of the layers' matrices and
+    the head's, at the same learning rate; the other parameters follow StableAdamW."""
     lr: float = 8e-4
     """Peak learning rate."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -128,6 +131,8 @@ class OptimizerConfig:
     weight_decay: float = 1e-5
     """Fully decoupled: each step multiplies weights by 1 - weight_decay x lr / peak lr. Not applied
     to norms and biases."""
+    momentum: float = 0.95
+    """Decay rate of Muon's momentum."""
 
 
 @dataclass

@@ -13,7 +13,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from restomod.config import DataConfig, MaskConfig, PhaseConfig, Recipe, parse_slots
+from restomod.config import (
+    DataConfig,
+    MaskConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    Recipe,
+    parse_slots,
+)
 from restomod.errors import UserError
 from restomod.strict import load_strict
 
@@ -186,6 +193,16 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     )
     require(optimizer.eps > 0, "optimizer.eps", "must be positive")
     require(0 <= optimizer.weight_decay < 1, "optimizer.weight_decay", "must lie in [0, 1)")
+    require(
+        0 <= optimizer.momentum < 1,
+        "optimizer.momentum",
+        f"{optimizer.momentum}: must lie in [0, 1)",
+    )
+    require(
+        optimizer.name == "muon" or optimizer.momentum == OptimizerConfig.momentum,
+        "optimizer.momentum",
+        "nothing reads it without optimizer.name: muon",
+    )
     data = recipe.data
     require(bool(data.streams), "data.streams", "is missing: name at least one data set")
     for name in ("lanes", "buffer_rows", "tokens_per_document_min"):

@@ -33,8 +33,8 @@ from restomod.model.config import EncoderConfig
 from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize, set_decoder_bias
+from restomod.optim.build import build_optimizer
 from restomod.optim.schedules import step_factor
-from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 from restomod.recipe import save_recipe
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model
@@ -126,14 +126,7 @@ def train(run: PreparedRun, started: float) -> None:
     joined = join_ranks(device)
     precision = torch.bfloat16 if device == "cuda" else torch.float32
     shard(model, recipe.parallel, device, precision)
-    optimizer = StableAdamW(
-        parameter_groups(model, recipe.optimizer.weight_decay),
-        lr=recipe.optimizer.lr,
-        lr_max=recipe.optimizer.lr,
-        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
-        eps=recipe.optimizer.eps,
-        compiled=compiled,
-    )
+    optimizer = build_optimizer(model, recipe.optimizer, compiled)
     steps = StepMetrics(
         recipe, phase, model.config, loader, sources, peak_flops(device), clock, metrics
     )

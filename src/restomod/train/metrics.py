@@ -20,7 +20,6 @@ from restomod.data.sources import Sources
 from restomod.data.state import COUNTERS
 from restomod.model.config import EncoderConfig
 from restomod.model.flops import flops_per_token
-from restomod.optim.stable_adamw import gradient_norm
 from restomod.train.clock import RunClock
 from restomod.train.module import unwrap
 
@@ -84,16 +83,11 @@ class StepMetrics(Callback):
         self._metrics = metrics
         self._facts: list[BatchFacts] = []
         self._window_started = self._window_paused = 0.0
-        self._gradient_norm = torch.tensor(0.0)
         self.last: dict[str, Any] = {}
         """The last line written, on every rank."""
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._start_window()
-
-    def after_train_batch(self, state: State, logger: Logger) -> None:
-        if (state.timestamp.batch.value + 1) % self._every == 0:
-            self._gradient_norm = gradient_norm(unwrap(state).parameters())
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._facts.append(self._loader.facts)
@@ -166,7 +160,7 @@ class StepMetrics(Callback):
             "loss": loss / max(predicted, 1),
             "accuracy": correct / max(predicted, 1),
             "lr": state.optimizers[0].param_groups[0]["lr"],
-            "grad_norm": float(self._gradient_norm),
+            "grad_norm": float(state.optimizers[0].statistics().gradient_norm),
             "tokens_per_s": slots / seconds,
             "packing_efficiency": real / slots,
             "data_wait_fraction": float(measures[1]) / dist.get_world_size() / seconds,
