@@ -17,10 +17,12 @@ from restomod.data.batch import Batch, collate
 from restomod.data.heldout import heldout_rows
 from restomod.data.sources import Sources
 from restomod.model.encoder import MaskedLM
+from restomod.model.loss import IGNORED
 from restomod.timeline import Timeline
 from restomod.train.clock import RunClock
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
+from restomod.train.parallel import reshard
 
 Results = dict[str, dict[str, float]]
 
@@ -28,25 +30,32 @@ Results = dict[str, dict[str, float]]
 def heldout_batches(
     recipe: Recipe, phase: PhaseConfig, sources: Sources, rank: int = 0, world_size: int = 1
 ) -> dict[str, list[Batch]]:
-    """Return this rank's micro-batches, of one row each, by domain."""
+    """Return this rank's micro-batches, of one row each, by domain.
+
+    Every rank gets as many, since ranks that share a model compute together: where the rows are not
+    divided by the ranks, the last ones get a row with nothing to predict.
+    """
     phase = dataclasses.replace(
         phase, mask=dataclasses.replace(phase.mask, rate=recipe.evaluation.mask_rate, later=[])
     )
     batches: dict[str, list[Batch]] = {}
     for dataset in sources.heldout.values():
-        rows = heldout_rows(
-            dataset,
-            phase,
-            recipe.data,
-            sources.tokenizer,
-            recipe.seed,
-            recipe.evaluation.rows,
+        rows = list(
+            heldout_rows(
+                dataset,
+                phase,
+                recipe.data,
+                sources.tokenizer,
+                recipe.seed,
+                recipe.evaluation.rows,
+            )
         )
-        batches.setdefault(dataset.domain, []).extend(
-            collate([row], phase, recipe.data, pin_memory=False)
-            for n, row in enumerate(rows)
-            if n % world_size == rank
-        )
+        domain = batches.setdefault(dataset.domain, [])
+        for n in range(rank, -(-len(rows) // world_size) * world_size, world_size):
+            batch = collate([rows[n % len(rows)]], phase, recipe.data, pin_memory=False)
+            if n >= len(rows):
+                batch["labels"].fill_(IGNORED)
+            domain.append(batch)
     return batches
 
 
@@ -71,6 +80,7 @@ def evaluate(model: MaskedLM, batches: dict[str, list[Batch]]) -> Results:
             ):
                 sums[n] += torch.stack([part.double() for part in model(on_device)[1:]])
     model.train(training)
+    reshard(model)
     if dist.get_world_size() > 1:
         torch.distributed.all_reduce(sums)
     results = {name: _means(row) for name, row in zip(batches, sums.tolist(), strict=True)}

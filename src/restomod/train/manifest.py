@@ -39,6 +39,7 @@ FREE_KEYS = (
     "phases.*.slots",
     "phases.*.micro_batch_rows",
     "compute.*",
+    "parallel.*",
     "evaluation.*",
     "checkpoint.*",
     "logging.*",
