@@ -38,6 +38,7 @@ from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 from restomod.recipe import save_recipe
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model
+from restomod.train.agreement import gloo_group
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation, heldout_batches
@@ -46,11 +47,12 @@ from restomod.train.manifest import (
     check_unchanged,
     fingerprint,
     load_loader_state,
-    newest_checkpoint,
 )
 from restomod.train.metrics import MetricsLog, StepMetrics
 from restomod.train.module import GlobalMean, TrainedModel
 from restomod.train.progress import Progress
+from restomod.train.resume import find_checkpoint
+from restomod.train.store import open_store
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +85,11 @@ class Schedule(Callback):
 
 def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     """Find what to resume from and read the held-out rows; raises UserError, writes nothing but
-    unpacked shards into the cache."""
-    check_compute(recipe, choose_device(recipe))
-    resumed = newest_checkpoint(recipe.run_folder)
+    unpacked shards into the cache, and a checkpoint that is in the store alone."""
+    device = choose_device(recipe)
+    check_compute(recipe, device)
+    _join_ranks(device)
+    resumed = find_checkpoint(recipe, open_store(recipe.store, recipe.run_name), gloo_group())
     changed = []
     if resumed:
         changed = check_unchanged(resumed[1], recipe, fingerprint(sources))
@@ -134,11 +138,22 @@ def train(run: PreparedRun, started: float) -> None:
         recipe, phase, model.config, loader, sources, peak_flops(device), clock, metrics
     )
     callbacks: list[Callback] = [Schedule(recipe.optimizer.lr, phase), GlobalMean(), steps]
+    before = run.resumed[1]["evaluation"] if run.resumed else None
+    evaluation = Evaluation(recipe.evaluation.every_steps, run.heldout, clock, metrics, before)
     if run.heldout:
-        every = recipe.evaluation.every_steps
-        callbacks.append(Evaluation(every, run.heldout, clock, metrics))
+        callbacks.append(evaluation)  # before checkpoints, which tell its result
     identity = fingerprint(sources)
-    callbacks.append(Checkpointing(recipe, loader, identity, clock, metrics, run.resumed))
+    callbacks.append(
+        Checkpointing(
+            recipe,
+            loader,
+            identity,
+            clock,
+            metrics,
+            run.resumed,
+            lambda: {"phase": phase.name, "evaluation": evaluation.latest},
+        )
+    )
     callbacks.append(Progress(phase, steps, started))
     _begin_run_folder(run, clock, metrics)
     trainer = Trainer(
@@ -243,10 +258,16 @@ def unigram(phase: PhaseConfig, sources: Sources, vocab_size: int) -> np.ndarray
     return (shares * size + 0.5) / (size + 0.5 * len(shares))
 
 
-def _set_up_process(device: str) -> None:
-    """What Composer expects of the environment, and the thread count that torch should keep."""
+def _join_ranks(device: str) -> None:
+    """Connect the ranks, before Composer would, and with what it expects of the environment."""
     if "GROUP_RANK" in os.environ:
         os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])  # torchrun does not set it
+    if dist.get_world_size() > 1:
+        dist.initialize_dist("gpu" if device == "cuda" else "cpu")
+
+
+def _set_up_process(device: str) -> None:
+    """The precision and the memory that torch should keep."""
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     else:

@@ -7,6 +7,7 @@ nor any generator: losses with and without it are the same.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from composer import Callback, Logger, State
@@ -94,11 +95,15 @@ class Evaluation(Callback):
         batches: dict[str, list[Batch]],
         clock: RunClock,
         metrics: MetricsLog,
+        latest: dict[str, Any] | None = None,
     ) -> None:
         self._every = every_steps
         self._batches = batches
         self._clock = clock
         self._metrics = metrics
+        self.latest = latest
+        """`step` and `domains` of the newest evaluation, also of one before a resume; None before
+        the first."""
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
@@ -106,7 +111,8 @@ class Evaluation(Callback):
             return
         with self._clock.pause():
             results = evaluate(unwrap(state).model, self._batches)
-        self._metrics.write("eval", step=step, domains=results)
+        self.latest = {"step": step, "domains": results}
+        self._metrics.write("eval", **self.latest)
         logger.log_metrics(
             {f"eval/{d}/{key}": v for d, values in results.items() for key, v in values.items()}
         )
