@@ -185,14 +185,26 @@ def _read(words: Sequence[str], world_size: int, node_ranks: int) -> Recipe:
 def _train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
+    from restomod.config import parse_duration
+    from restomod.train.stopping import Stopper, StopRequested, exit_code, leave_requeue
+
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    recipe = _read(words, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
-    from restomod.data.sources import open_sources
+    with Stopper().listening() as stopper:
+        recipe = _read(words, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        try:
+            limit_s = parse_duration(recipe.stop_after)
+            stopper.watch(recipe.run_folder, STARTED + limit_s if limit_s else float("inf"))
+            from restomod.data.sources import open_sources
 
-    sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
-    from restomod.train.builder import prepare_run, train
+            sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
+            from restomod.train.builder import prepare_run, train
 
-    train(prepare_run(recipe, sources), STARTED)
+            train(prepare_run(recipe, sources), STARTED, stopper)
+        except StopRequested as stop:
+            stopper.tell()
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                leave_requeue(recipe.run_folder, stop.reason, stop.step)
+            return exit_code()
     return 0
 
 

@@ -376,6 +376,19 @@ class CheckpointConfig:
     """Steps between checkpoints; there is always one at the end."""
     keep: int = 3
     """Newest checkpoints kept."""
+    keep_every: str = "0"
+    """Keep for ever the first checkpoint at or after each multiple of so many token slots, as 50B;
+    0 keeps none."""
+    keep_best: int = 0
+    """Checkpoints kept of each phase for their held-out loss (`all`, of the evaluation at their
+    step or the last one before), the best ones."""
+    keep_local: int = 2
+    """With a `store`: newest checkpoints that stay in the run folder too. All rules above hold for
+    the store."""
+    average_best: int = 0
+    """At the end, average the weights of the last checkpoint and of this many others of the last
+    phase with the best held-out loss, into the run's `averaged/`; 0 does not (ModernBERT-base:
+    3)."""
 
 
 @dataclass
@@ -475,6 +488,10 @@ class Recipe:
     """Name of the run and of its folder."""
     runs_dir: str = "runs"
     """Folder that holds the run's folder."""
+    store: str = ""
+    """Remote folder, s3://bucket/runs or another of fsspec's, under whose run_name checkpoints and
+    metrics are kept too: the run then goes on from nodes that never saw it, and needs no shared
+    disk. Empty: the run folder alone, which all nodes must see."""
     cache_dir: str = "cache"
     """Node-local folder for downloaded and unpacked shards and for compiled code."""
     seed: int = 17

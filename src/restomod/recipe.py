@@ -270,8 +270,7 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     require(evaluation.every_steps > 0, "evaluation.every_steps", "must be positive")
     require(evaluation.rows > 0, "evaluation.rows", "must be positive")
     require(0 < evaluation.mask_rate < 1, "evaluation.mask_rate", "must lie in (0, 1)")
-    require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be positive")
-    require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be positive")
+    bad += _impossible_checkpoints(recipe)
     require(recipe.logging.every_steps > 0, "logging.every_steps", "must be positive")
     return bad
 
@@ -306,6 +305,23 @@ def _impossible_faults(recipe: Recipe) -> list[tuple[str, str]]:
         bad.append(("profile.steps", str(error)))
     if any(rank < 0 for rank in recipe.profile.ranks):
         bad.append(("profile.ranks", "ranks are numbered from 0"))
+    return bad
+
+
+def _impossible_checkpoints(recipe: Recipe) -> list[tuple[str, str]]:
+    checkpoint, bad = recipe.checkpoint, []
+    for key in ("every_steps", "keep", "keep_local"):
+        if getattr(checkpoint, key) < 1:
+            bad.append((f"checkpoint.{key}", "must be positive"))
+    try:
+        parse_slots(checkpoint.keep_every)
+    except ValueError as error:
+        bad.append(("checkpoint.keep_every", str(error)))
+    for key in ("keep_best", "average_best"):
+        if getattr(checkpoint, key) < 0:
+            bad.append((f"checkpoint.{key}", "must not be negative"))
+        elif getattr(checkpoint, key) and not recipe.evaluation.streams:
+            bad.append((f"checkpoint.{key}", "needs evaluation.streams, to tell which are best"))
     return bad
 
 

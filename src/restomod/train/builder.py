@@ -29,15 +29,16 @@ from restomod.model.compile import check_compiler, compile_model, compiles
 from restomod.model.cpu import keep_freed_memory
 from restomod.optim.build import build_optimizer
 from restomod.tools.report import write_report
+from restomod.train.agreement import Group, gloo_group
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
 from restomod.train.folder import begin_run_folder
+from restomod.train.guards import fingerprint
 from restomod.train.hardware import choose_device, peak_flops
 from restomod.train.health import Health, RollBack, UnhealthyError
 from restomod.train.initial import build_model
 from restomod.train.ledger import Ledger
-from restomod.train.manifest import fingerprint
 from restomod.train.metrics import MetricsLog, StepMetrics
 from restomod.train.module import GlobalMean, TrainedModel
 from restomod.train.parallel import GradientReduction, join_ranks, shard
@@ -51,6 +52,9 @@ from restomod.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+AFTER_HANG_S = 300.0
+"""A collective may wait so much longer than the watchdog, which tells more of a hang."""
+
 
 @dataclass
 class PreparedRun:
@@ -58,13 +62,22 @@ class PreparedRun:
 
     recipe: Recipe
     sources: Sources
+    device: Device
+    group: Group
+    """Of all ranks, for what they find out together before training."""
     start: Start
 
 
 def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
-    """Find what the run begins from; raises UserError, writes nothing."""
-    check_compute(recipe, choose_device(recipe))
-    return PreparedRun(recipe, sources, find_start(recipe, sources))
+    """Join the other ranks and find what the run begins from.
+
+    Raises UserError; writes nothing but a checkpoint that is in the store alone.
+    """
+    device = choose_device(recipe)
+    check_compute(recipe, device)
+    joined = join_ranks(device, parse_duration(recipe.faults.hang_timeout) + AFTER_HANG_S)
+    group = gloo_group()
+    return PreparedRun(recipe, sources, joined, group, find_start(recipe, sources, group))
 
 
 def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
@@ -79,16 +92,15 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
         return
     device = choose_device(recipe)
     _set_up_process(device)
-    joined = join_ranks(device)
-    stopper.join()
+    stopper.join(gloo_group())
     rolled_back: dict[str, Any] = {}
     while True:
         try:
-            _fit(run, joined, started, stopper, rolled_back)
+            _fit(run, started, stopper, rolled_back)
             break
         except RollBack as spike:
             rolled_back = spike.entry
-        run.start = find_start(recipe, run.sources)
+        run.start = find_start(recipe, run.sources, run.group)
         log.warning(
             "the loss of step %d was %.3f, %.0f deviations above those before it: back to step %d",
             rolled_back["step"],
@@ -100,13 +112,7 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
         write_report(recipe.run_folder)
 
 
-def _fit(
-    run: PreparedRun,
-    joined: Device,
-    started: float,
-    stopper: Stopper,
-    rolled_back: dict[str, Any],
-) -> None:
+def _fit(run: PreparedRun, started: float, stopper: Stopper, rolled_back: dict[str, Any]) -> None:
     """Build everything anew and train from the run's start on; `rolled_back` is the ledger's entry
     that led here, if one did."""
     recipe, sources, start = run.recipe, run.sources, run.start
@@ -126,7 +132,12 @@ def _fit(
     )
     loader.waiting = stopper.breaking_in
     watchdog = Watchdog(folder, rank, parse_duration(recipe.faults.hang_timeout))
-    evaluation = Evaluation(recipe, sources, start, clock, metrics, stopper, watchdog)
+
+    def go_on() -> bool:
+        watchdog.beat()
+        return not stopper.agree()
+
+    evaluation = Evaluation(recipe, sources, start, clock, metrics, go_on)
     evaluation.prepare(phase)  # mistakes in its data show before the model is built
     model = build_model(recipe, phase, sources)
     model.compute_as(recipe.compute)
@@ -164,7 +175,7 @@ def _fit(
         clock,
         metrics,
         start,
-        lambda: {"health": health.state_dict(), **evaluation.state_dict()},
+        lambda: {"health": health.state_dict(), **evaluation.facts()},
     )
     callbacks: list[Callback] = [
         Stopping(stopper, checkpointing),
@@ -173,16 +184,18 @@ def _fit(
         times,
         GradientReduction(recipe.parallel),
         Profiling(recipe.profile, folder),
-        steps,
         health,
-        evaluation,
+        steps,
+        evaluation,  # before checkpoints, which tell its result
         checkpointing,
+        CatchingUp(evaluation),
         watchdog,
         Progress(timeline, steps, started),
     ]
     begin_run_folder(recipe, sources, start, clock, metrics)
     if rolled_back:
-        metrics.write("rollback", **{**rolled_back, "step": start.step, "spike": rolled_back["step"]})
+        spike = {**rolled_back, "spike_step": rolled_back["step"], "step": start.step}
+        metrics.write("rollback", **spike)
     if rank == 0:
         clear_requeue(folder)
     trainer = Trainer(
@@ -199,7 +212,7 @@ def _fit(
         callbacks=callbacks,
         loggers=_loggers(recipe),
         run_name=recipe.run_name,
-        device=joined,
+        device=run.device,
         precision="amp_bf16" if device == "cuda" else "fp32",
         device_train_microbatch_size=phase.micro_batch_rows,
         seed=recipe.seed % 2**32,
@@ -213,14 +226,13 @@ def _fit(
                 if not stop.agreed:
                     stopper.agree()  # the other ranks wait to hear of it
                 loader.put_back()
-                checkpointing.save(trainer.state)
+                checkpointing.save(trainer.state, trainer.state.timestamp.batch.value)
             stopper.hold()
             checkpointing.wait()
             stop.step = trainer.state.timestamp.batch.value
             raise
         except UnhealthyError:
-            checkpointing.save(trainer.state)
-            checkpointing.wait()
+            checkpointing.save(trainer.state, trainer.state.timestamp.batch.value, wait=True)
             raise
         except RollBack:
             checkpointing.wait()
@@ -228,6 +240,17 @@ def _fit(
         except RuntimeError as error:
             explain(error)
             raise
+
+
+class CatchingUp(Callback):
+    """Makes up for an evaluation in which the process before was stopped, once `Checkpointing` has
+    loaded the weights."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._evaluation.catch_up(state, logger)
 
 
 class Stopping(Callback):

@@ -3,11 +3,13 @@ docs/metrics.md."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,14 +25,23 @@ from restomod.model.flops import flops_per_token
 from restomod.timeline import Timeline
 from restomod.train.clock import RunClock
 from restomod.train.module import unwrap
+from restomod.train.rank_times import RankTimes
+
+if TYPE_CHECKING:
+    from restomod.train.health import Health
 
 
 class MetricsLog:
-    """Appends to a run's metrics.jsonl on rank 0; elsewhere does nothing."""
+    """Appends to a run's metrics.jsonl on rank 0; elsewhere does nothing.
+
+    Lines for which the disk has no room wait for the next write: checkpoints, whose failure stops
+    all ranks, will find it full too, and give back what they took.
+    """
 
     def __init__(self, path: Path, clock: RunClock) -> None:
         self._path = path
         self._clock = clock
+        self._waiting = ""
 
     def rewind(self, step: int) -> None:
         """Drop lines of steps after `step`, and a last line cut short: the run repeats those
@@ -53,8 +64,17 @@ class MetricsLog:
         if dist.get_global_rank() != 0:
             return
         line = {"event": event, "time_s": round(self._clock.now_s(), 3), **fields}
-        with self._path.open("a") as file:
-            file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
+        self._waiting += json.dumps({k: _finite(v) for k, v in line.items()}) + "\n"
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a") as file:
+                file.write(self._waiting)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            os.truncate(self._path, size)  # half a line may be there
+        else:
+            self._waiting = ""
 
 
 class StepMetrics(Callback):

@@ -31,9 +31,6 @@ from restomod.config import ParallelConfig
 from restomod.model.encoder import MaskedLM
 from restomod.train.module import unwrap
 
-TIMEOUT_S = 300.0
-"""After which a collective that other ranks do not join is an error."""
-
 
 class GPU(DeviceGPU):
     """This rank's GPU, with a second backend for collectives on tensors of the CPU."""
@@ -41,15 +38,17 @@ class GPU(DeviceGPU):
     dist_backend = "cpu:gloo,cuda:nccl"
 
 
-def join_ranks(device: str) -> Device:
+def join_ranks(device: str, timeout_s: float) -> Device:
     """Start the process group on `cpu` or `cuda`, and return the device as Composer knows it.
+
+    After `timeout_s` a collective that other ranks do not join is an error.
 
     A rank that sees one GPU only, as Slurm may bind it, takes that one.
     """
     composers: Device = (
         GPU(dist.get_local_rank() % torch.cuda.device_count()) if device == "cuda" else DeviceCPU()
     )
-    dist.initialize_dist(composers, TIMEOUT_S)
+    dist.initialize_dist(composers, timeout_s)
     return composers
 
 
