@@ -155,8 +155,13 @@ class Trainings:
         *arguments: object,
         world_size: int = 1,
         kill_when: Callable[[], bool] | None = None,
+        send: signal.Signals = signal.SIGKILL,
+        to: range | None = None,
     ) -> tuple[int, str]:
-        """Run to the end, or until `kill_when` holds; return the exit code and what was printed."""
+        """Run to the end; when `kill_when` holds, send a signal to all ranks or those of `to`.
+
+        Return the exit code and what was printed.
+        """
         self._started += 1
         log = self._folder / f"{self._started}.log"
         with socket.socket() as probe:
@@ -185,8 +190,8 @@ class Trainings:
         if kill_when is not None:
             while ranks[0].is_alive() and not kill_when():
                 time.sleep(0.005)
-            for rank in ranks:
-                os.kill(rank.pid, signal.SIGKILL)
+            for n in to or range(world_size):
+                os.kill(ranks[n].pid, send)
         for rank in ranks:
             rank.join(timeout=300)
         codes = [rank.exitcode for rank in ranks]

@@ -430,8 +430,8 @@ class FaultsConfig:
 class ProfileConfig:
     """A torch.profiler trace and a memory snapshot of some steps, in the run folder's profile/."""
 
-    steps: str = ""
-    """FROM:TO, steps of the run, the last excluded, for instance 20:24; empty: none."""
+    steps: list[int] = field(default_factory=list)
+    """[FROM, TO], steps of the run, the last excluded, for instance [20, 24]; empty: none."""
     ranks: list[int] = field(default_factory=lambda: [0])
     """Ranks that write theirs."""
 
@@ -555,16 +555,3 @@ def parse_duration(text: str | int) -> float:
         raise ValueError(f"`{text}` is not a time such as 45s, 30m or 23h30m")
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def parse_steps(text: str) -> range:
-    """Return the steps that `20:24` stands for, the last excluded; none for an empty text.
-
-    Raises ValueError for anything else.
-    """
-    if not text:
-        return range(0)
-    match = re.fullmatch(r"(\d+):(\d+)", text.strip())
-    if not match or int(match[1]) >= int(match[2]):
-        raise ValueError(f"`{text}`: write FROM:TO, for instance 20:24")
-    return range(int(match[1]), int(match[2]))

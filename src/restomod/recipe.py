@@ -22,7 +22,6 @@ from restomod.config import (
     Recipe,
     parse_duration,
     parse_slots,
-    parse_steps,
 )
 from restomod.errors import UserError
 from restomod.strict import load_strict
@@ -299,10 +298,9 @@ def _impossible_faults(recipe: Recipe) -> list[tuple[str, str]]:
             bad.append((f"faults.{key}", f"{value}: must be at least {smallest}"))
     if spikes.threshold <= 0:
         bad.append(("faults.spikes.threshold", "must be positive"))
-    try:
-        parse_steps(recipe.profile.steps)
-    except ValueError as error:
-        bad.append(("profile.steps", str(error)))
+    steps = recipe.profile.steps
+    if steps and not (len(steps) == 2 and 0 <= steps[0] < steps[1]):
+        bad.append(("profile.steps", f"{steps}: write [FROM, TO], for instance [20, 24]"))
     if any(rank < 0 for rank in recipe.profile.ranks):
         bad.append(("profile.ranks", "ranks are numbered from 0"))
     return bad

@@ -214,7 +214,7 @@ def test_what_has_begun_is_guarded_and_what_has_not_is_free(unbroken, recipe, ch
     from restomod.data.sources import open_sources
     from restomod.errors import UserError
     from restomod.recipe import load_recipe
-    from restomod.train.manifest import check_unchanged, fingerprint
+    from restomod.train.guards import check_unchanged, fingerprint
 
     manifest = json.loads(
         (unbroken / "checkpoints" / "step-00000012" / "manifest.json").read_bytes()

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import select
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -265,7 +266,9 @@ def _in_worker(source: _LaneRows) -> Generator[list[Row], None, None]:
 
 def _end_with(parent: int, worker: int) -> None:
     """End this process when the main one has ended, however it did. torch's own watch lets it wait
-    for ever to write what nobody reads."""
+    for ever to write what nobody reads. Requests to stop are the main process's to answer."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
     def watch() -> None:
         try:

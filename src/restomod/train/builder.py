@@ -222,14 +222,15 @@ def _fit(run: PreparedRun, started: float, stopper: Stopper, rolled_back: dict[s
         try:
             trainer.fit()
         except StopRequested as stop:
+            stop.step = trainer.state.timestamp.batch.value
             if not stop.lossless:
                 if not stop.agreed:
                     stopper.agree()  # the other ranks wait to hear of it
                 loader.put_back()
-                checkpointing.save(trainer.state, trainer.state.timestamp.batch.value)
+                if stop.step > start.step:
+                    checkpointing.save(trainer.state, stop.step)
             stopper.hold()
             checkpointing.wait()
-            stop.step = trainer.state.timestamp.batch.value
             raise
         except UnhealthyError:
             checkpointing.save(trainer.state, trainer.state.timestamp.batch.value, wait=True)

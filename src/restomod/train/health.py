@@ -57,8 +57,8 @@ class LossWindow:
         """Return how many robust standard deviations `loss` lies above the median; minus infinity
         while less than half of the window is known."""
         known = self._losses.isfinite().sum()
-        median = self._losses.nanmedian()
-        deviation = GAUSSIAN * (self._losses - median).abs().nanmedian()
+        median = self._losses.nanquantile(0.5)
+        deviation = GAUSSIAN * (self._losses - median).abs().nanquantile(0.5)
         z = (loss - median) / torch.maximum(deviation, LEAST_DEVIATION * median.abs())
         return torch.where(known * 2 >= len(self._losses), z, -math.inf)
 

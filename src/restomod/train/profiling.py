@@ -10,7 +10,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 from torch.profiler import ProfilerActivity, profile
 
-from restomod.config import ProfileConfig, parse_steps
+from restomod.config import ProfileConfig
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Profiling(Callback):
     """
 
     def __init__(self, config: ProfileConfig, folder: Path) -> None:
-        self._steps = parse_steps(config.steps)
+        self._steps = range(*config.steps) if config.steps else range(0)
         self._takes_part = dist.get_global_rank() in config.ranks
         self._folder = folder / "profile"
         self._profile: profile | None = None

@@ -1,0 +1,108 @@
+"""Requests to stop are noted at any time, and break in where they may."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from restomod.train import stopping
+from restomod.train.stopping import (
+    Stopper,
+    StopRequested,
+    clear_requeue,
+    exit_code,
+    leave_requeue,
+)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # the handler runs between two instructions of the interpreter
+
+
+@pytest.fixture
+def stopper():
+    with Stopper().listening() as made:
+        made.hold()
+        yield made
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_signal_is_noted_and_repeats_change_nothing(stopper, name):
+    assert stopper.agree() == ""
+    send(getattr(signal, name))
+    assert stopper.agree() == name
+    for other in ("SIGTERM", "SIGUSR1"):
+        send(getattr(signal, other))
+    assert stopper.agree() == name
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopper().listening():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_second_interrupt_ends_at_once_and_an_echo_of_the_first_does_not(stopper, monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    send(signal.SIGINT)
+    send(signal.SIGINT)  # what a launcher passes on
+    assert ended == []
+    monkeypatch.setattr(stopping, "SAME_PRESS_S", 0.0)
+    time.sleep(0.01)
+    send(signal.SIGINT)
+    assert ended == [130]
+
+
+def test_request_breaks_in_before_the_first_step():
+    with pytest.raises(StopRequested) as stop, Stopper().listening():
+        send(signal.SIGTERM)
+    assert (stop.value.reason, stop.value.agreed, stop.value.lossless) == ("SIGTERM", False, True)
+
+
+def test_request_breaks_into_a_wait_for_data_only(stopper):
+    send(signal.SIGTERM)
+    with pytest.raises(StopRequested) as stop, stopper.breaking_in():
+        raise AssertionError("waits")
+    assert not stop.value.lossless
+    send(signal.SIGTERM)  # noted again, outside
+
+
+def test_signal_wakes_a_wait(stopper):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    began = time.monotonic()
+    with pytest.raises(StopRequested), stopper.breaking_in():
+        time.sleep(30)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("way", ["file", "limit"])
+def test_stop_file_and_time_limit_are_found_and_wake_a_wait(stopper, tmp_path, way):
+    stopper.watch(tmp_path, time.monotonic() + (0.3 if way == "limit" else 1000))
+    if way == "file":
+        (tmp_path / "STOP").touch()
+    with pytest.raises(StopRequested) as stop, stopper.breaking_in():
+        time.sleep(30)
+    assert stop.value.reason == {"file": "STOP file", "limit": "stop_after"}[way]
+
+
+def test_requeue_says_why_and_consumes_the_stop_file(tmp_path, monkeypatch):
+    (tmp_path / "STOP").touch()
+    leave_requeue(tmp_path, "STOP file", 12)
+    assert not (tmp_path / "STOP").exists()
+    assert json.loads((tmp_path / "REQUEUE").read_text()) == {"reason": "STOP file", "step": 12}
+    clear_requeue(tmp_path)
+    clear_requeue(tmp_path)
+    assert not (tmp_path / "REQUEUE").exists()
+
+
+def test_torchrun_is_told_that_all_went_well(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert exit_code() == 75
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert exit_code() == 0

@@ -1,0 +1,53 @@
+"""A hang ends the job, and every rank tells where it stood."""
+
+import json
+import os
+import time
+
+import pytest
+
+from restomod.train import watchdog
+from restomod.train.watchdog import Watchdog
+
+
+@pytest.fixture
+def ended(monkeypatch):
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(watchdog, "GRACE_S", 0.0)
+    return codes
+
+
+def wait_until(holds):
+    end = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def hang_in_here(holds):
+    wait_until(holds)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_hang_is_told_with_a_stack_and_asks_for_requeue(tmp_path, ended, rank):
+    with Watchdog(tmp_path, rank, timeout_s=0.2).watching():
+        hang_in_here(lambda: ended)
+    assert set(ended) == {75}
+    (stacks,) = (tmp_path / "hangs").iterdir()
+    assert stacks.name == f"step-00000000-rank-{rank:05d}.txt"
+    assert "hang_in_here" in stacks.read_text()
+    assert (tmp_path / "REQUEUE").exists() == (rank == 0)
+    if rank == 0:
+        assert json.loads((tmp_path / "REQUEUE").read_text())["reason"] == "hang"
+
+
+def test_beats_keep_it_quiet(tmp_path, ended):
+    dog = Watchdog(tmp_path, 0, timeout_s=0.5)
+    with dog.watching():
+        for _ in range(20):
+            time.sleep(0.05)
+            dog.beat()
+    time.sleep(0.6)  # ended: nobody watches
+    assert ended == []
+    assert not (tmp_path / "hangs").exists()
