@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from restomod.config import ComputeConfig
+from restomod.config import ComputeConfig, OptimizerConfig
 from restomod.model.compile import compile_model
 from restomod.model.config import EncoderConfig
 from restomod.model.dropout import keep_mask, layer_keys, token_keys
 from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize
 from restomod.model.memory import step_memory
-from restomod.optim.stable_adamw import StableAdamW, parameter_groups
+from restomod.optim.build import build_optimizer
 
 pytestmark = pytest.mark.gpu
 
@@ -80,13 +80,15 @@ def test_bf16_follows_float32() -> None:
         assert (a.grad - b.grad).norm() <= 0.03 * b.grad.norm(), name
 
 
+@pytest.mark.parametrize("name", ["stable_adamw", "muon"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_a_step_does_not_wait_for_the_device(compiled: bool, tmp_path) -> None:
+def test_a_step_does_not_wait_for_the_device(compiled: bool, name: str, tmp_path) -> None:
     torch.compiler.reset()
     model = build()
     if compiled:
         compile_model(model, "cuda", tmp_path)
-    optimizer = StableAdamW(parameter_groups(model, 1e-5), lr=1e-3, lr_max=1e-3, compiled=compiled)
+    optimizer = build_optimizer(model, OptimizerConfig(name=name, lr=1e-3), compiled)
+    optimizer.veto = torch.zeros((), device="cuda")
     batches = [batch(n) for n in range(5)]
     losses = []
     for n, packed in enumerate(batches):
@@ -94,7 +96,10 @@ def test_a_step_does_not_wait_for_the_device(compiled: bool, tmp_path) -> None:
             losses.append(step(model, n, packed))
             optimizer.step()
             optimizer.zero_grad()
+            figures = torch.stack([*optimizer.statistics(), optimizer.skipped])
     assert torch.stack(losses).isfinite().all()
+    assert figures.isfinite().all()
+    assert figures[-1] == 0
 
 
 def test_compiled_layers_train_alike_and_are_compiled_once(monkeypatch, tmp_path) -> None:

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
+from restomod.optim.muon import Muon
 from restomod.optim.stable_adamw import CHUNK, StableAdamW, parameter_groups, update_sums
 
 SHAPES = [(48, 33), (17,), (1,), (CHUNK + 5,)]
@@ -63,12 +64,17 @@ def test_equals_torch_optimi_while_the_clip_acts_on_every_shape(
     assert all(clipped)
 
 
-def test_a_step_reads_no_number_but_its_own_step_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("parts", [0, 3])
+def test_a_step_reads_no_number_but_its_own_step_counter(
+    parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parameters = weights()
-    opt = StableAdamW(parameters, lr=1e-2, lr_max=1e-2)
+    groups = [{"params": parameters[:1], "parts": parts}, {"params": parameters[1:]}]
+    opt = Muon(groups, lr=1e-2, lr_max=1e-2)
+    opt.veto = torch.tensor(0.0)
     spiky_gradients(parameters, 0)
     opt.step()
-    counters = {id(state["step"]) for state in opt.state.values()}
+    counters = {id(state["step"]) for state in opt.state.values() if "step" in state}
     item = torch.Tensor.item
 
     def guarded(self: torch.Tensor) -> float:
@@ -84,6 +90,7 @@ def test_a_step_reads_no_number_but_its_own_step_counter(monkeypatch: pytest.Mon
         monkeypatch.setattr(torch.Tensor, name, refuse)
     spiky_gradients(parameters, 1)
     opt.step()
+    opt.statistics()
 
 
 def test_every_parameter_of_the_model_is_in_one_group_and_vectors_do_not_decay() -> None:
