@@ -175,7 +175,7 @@ def _train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    recipe = _read(words, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+    recipe = _read(words, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     from restomod.data.sources import open_sources
 
     sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
