@@ -190,7 +190,7 @@ def _train(words: Sequence[str]) -> int:
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with Stopper().listening() as stopper:
-        recipe = _read(words, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        recipe = _read(words, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         try:
             limit_s = parse_duration(recipe.stop_after)
             stopper.watch(recipe.run_folder, STARTED + limit_s if limit_s else float("inf"))

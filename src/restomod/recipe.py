@@ -53,6 +53,11 @@ def check_world(recipe: Recipe, world_size: int, node_ranks: int | None = None) 
             f"parallel.shard_ranks: groups of {shards} ranks do not divide {world_size} ranks; "
             f"use {_either(_nearest(shards, divisors))}"
         )
+    if recipe.parallel.strategy == "hsdp" and shards == 1 < world_size:
+        problems.append(
+            "parallel.strategy: hsdp shares a copy among the ranks of a node, and a node runs one; "
+            "set parallel.shard_ranks, or use fsdp or ddp"
+        )
     if recipe.data.lanes % world_size:
         divisors = [n for n in range(1, recipe.data.lanes + 1) if recipe.data.lanes % n == 0]
         problems.append(

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from restomod import load_model
 from tests.conftest import Tiny, Trainings, metrics
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +67,9 @@ def test_sharing_a_model_changes_no_loss(tiny, train, single, strategy, world_si
     for found, other in zip(heldout, metrics(folder.parent / "single", "eval"), strict=True):
         assert found["loss"] == pytest.approx(other["domains"]["prose"]["loss"], abs=1e-4)
         assert found["masked_tokens"] == other["domains"]["prose"]["masked_tokens"]
+    models = [load_model(folder.parent / run) for run in (name, "single")]
+    for mine, theirs in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)
 
 
 def test_run_goes_on_with_another_number_of_ranks(tiny, train, single):
@@ -74,7 +79,7 @@ def test_run_goes_on_with_another_number_of_ranks(tiny, train, single):
         recipe, "run_name=elastic", world_size=2, kill_when=lambda: len(metrics(folder)) >= 8
     )
     assert code == -9
-    code, text = train(recipe, "run_name=elastic")
+    code, text = train(recipe, "run_name=elastic", "parallel.strategy=fsdp")
     assert code == 0, text
     assert_same(metrics(folder), expected)
 

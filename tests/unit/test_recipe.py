@@ -163,7 +163,10 @@ def test_groups_of_shards_divide_the_ranks(good):
     check_world(recipe, 1, 1)
     with pytest.raises(UserError, match=r"groups of 8 ranks do not divide 12 ranks; use 6 or 12"):
         check_world(recipe, 12, 8)
+    with pytest.raises(UserError, match=r"a node runs one; set parallel.shard_ranks, or use fsdp"):
+        check_world(recipe, 12, 1)
     recipe.parallel.shard_ranks = 6
+    check_world(recipe, 12, 1)
     check_world(recipe, 12, 8)
     check_world(recipe, 1, 1)  # one process shares nothing
     recipe.parallel.shard_ranks = 8
