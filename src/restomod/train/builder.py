@@ -38,7 +38,7 @@ from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 from restomod.recipe import save_recipe
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model
-from restomod.train.agreement import gloo_group
+from restomod.train.agreement import gloo_group, on_first
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation, heldout_batches
@@ -53,6 +53,7 @@ from restomod.train.module import GlobalMean, TrainedModel
 from restomod.train.progress import Progress
 from restomod.train.resume import find_checkpoint
 from restomod.train.store import open_store
+from restomod.train.upload import Uploads, restore_log
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,10 @@ def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     device = choose_device(recipe)
     check_compute(recipe, device)
     _join_ranks(device)
-    resumed = find_checkpoint(recipe, open_store(recipe.store, recipe.run_name), gloo_group())
+    store, group = open_store(recipe.store, recipe.run_name), gloo_group()
+    if store:
+        on_first(store.check, group)
+    resumed = find_checkpoint(recipe, store, group)
     changed = []
     if resumed:
         changed = check_unchanged(resumed[1], recipe, fingerprint(sources))
@@ -105,8 +109,12 @@ def train(run: PreparedRun, started: float) -> None:
     `started` is the monotonic time at which the command began, in seconds.
     """
     recipe, phase, sources = run.recipe, run.recipe.phases[0], run.sources
+    uploads = _uploads(run)
     if run.resumed and run.resumed[1]["step"] >= phase.steps:
         log.info("%s: the run is complete at step %d", recipe.run_folder, run.resumed[1]["step"])
+        if uploads:
+            uploads.add_whole(run.resumed[1]["step"], run.resumed[1])
+            uploads.finish()
         return
     device = choose_device(recipe)
     _set_up_process(device)
@@ -152,6 +160,7 @@ def train(run: PreparedRun, started: float) -> None:
             metrics,
             run.resumed,
             lambda: {"phase": phase.name, "evaluation": evaluation.latest},
+            uploads,
         )
     )
     callbacks.append(Progress(phase, steps, started))
@@ -184,6 +193,19 @@ def train(run: PreparedRun, started: float) -> None:
     trainer.close()
     if dist.get_global_rank() == 0:
         write_report(recipe.run_folder)
+    if uploads:
+        uploads.finish()
+
+
+def _uploads(run: PreparedRun) -> Uploads | None:
+    """Return the run's way into its store, if it has one, with what the store has of its log."""
+    recipe, store = run.recipe, open_store(run.recipe.store, run.recipe.run_name)
+    if store is None:
+        return None
+    group = gloo_group()
+    if run.resumed:
+        on_first(lambda: restore_log(store, recipe.run_folder), group)
+    return Uploads(store, recipe.run_folder, recipe.checkpoint, group)
 
 
 def check_compute(recipe: Recipe, device: str) -> None:
