@@ -36,6 +36,7 @@ from restomod.model.init import initialize, set_decoder_bias
 from restomod.optim.schedules import step_factor
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 from restomod.recipe import save_recipe
+from restomod.tools.average import average_at_end
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model
 from restomod.train.agreement import gloo_group, on_first
@@ -191,10 +192,18 @@ def train(run: PreparedRun, started: float) -> None:
         explain(error)
         raise
     trainer.close()
-    if dist.get_global_rank() == 0:
-        write_report(recipe.run_folder)
+    if uploads:
+        uploads.wait()
+    on_first(lambda: _conclude(recipe), gloo_group())
     if uploads:
         uploads.finish()
+
+
+def _conclude(recipe: Recipe) -> None:
+    """Write what a run leaves when all its checkpoints are there; on rank 0."""
+    if recipe.checkpoint.average_best:
+        log.info("%s", average_at_end(recipe.run_folder, recipe))
+    write_report(recipe.run_folder)
 
 
 def _uploads(run: PreparedRun) -> Uploads | None:
