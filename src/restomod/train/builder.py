@@ -36,7 +36,7 @@ from restomod.model.init import initialize, set_decoder_bias
 from restomod.optim.schedules import step_factor
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 from restomod.recipe import save_recipe
-from restomod.tools.average import average_at_end
+from restomod.tools.average import AVERAGED, average_at_end
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model
 from restomod.train.agreement import gloo_group, on_first
@@ -113,6 +113,8 @@ def train(run: PreparedRun, started: float) -> None:
     uploads = _uploads(run)
     if run.resumed and run.resumed[1]["step"] >= phase.steps:
         log.info("%s: the run is complete at step %d", recipe.run_folder, run.resumed[1]["step"])
+        if recipe.checkpoint.average_best and not (recipe.run_folder / AVERAGED).exists():
+            on_first(lambda: _conclude(recipe), gloo_group())  # which a kill had prevented
         if uploads:
             uploads.add_whole(run.resumed[1]["step"], run.resumed[1])
             uploads.finish()
