@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +131,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(folder, recipe)
 
 
-def _train_in_child(arguments: list[str], environment: dict[str, str], log: str) -> None:
+def _train_in_child(
+    arguments: list[str], environment: dict[str, str], log: str, folder: Path | None
+) -> None:
     os.environ.update(environment)
+    if folder:
+        os.chdir(folder)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -157,11 +161,15 @@ class Trainings:
         kill_when: Callable[[], bool] | None = None,
         send: signal.Signals = signal.SIGKILL,
         to: range | None = None,
+        nodes: Sequence[Path] = (),
+        environment: dict[str, str] | None = None,
     ) -> tuple[int, str]:
         """Run to the end; when `kill_when` holds, send a signal to all ranks or those of `to`.
 
-        Return the exit code and what was printed.
+        Return the exit code and what was printed. `nodes` makes each rank a node of its own that
+        works in a folder of its own.
         """
+        world_size = len(nodes) or world_size
         self._started += 1
         log = self._folder / f"{self._started}.log"
         with socket.socket() as probe:
@@ -169,21 +177,26 @@ class Trainings:
             port = probe.getsockname()[1]
         ranks = []
         for rank in range(world_size):
-            environment: dict[str, str] = {}
+            variables = dict(environment or {})
             if world_size > 1:
-                environment |= {
+                variables |= {
                     "RANK": str(rank),
-                    "LOCAL_RANK": str(rank),
+                    "LOCAL_RANK": "0" if nodes else str(rank),
                     "WORLD_SIZE": str(world_size),
-                    "LOCAL_WORLD_SIZE": str(world_size),
-                    "NODE_RANK": "0",
+                    "LOCAL_WORLD_SIZE": "1" if nodes else str(world_size),
+                    "NODE_RANK": str(rank) if nodes else "0",
                     "MASTER_ADDR": "localhost",
                     "MASTER_PORT": str(port),
                 }
             ranks.append(
                 self._context.Process(
                     target=_train_in_child,
-                    args=([str(a) for a in arguments], environment, str(log)),
+                    args=(
+                        [str(a) for a in arguments],
+                        variables,
+                        str(log),
+                        nodes[rank] if nodes else None,
+                    ),
                 )
             )
             ranks[-1].start()

@@ -99,8 +99,23 @@ def main() -> int:
     evaluate = command("eval", _eval, "evaluate a run's newest checkpoint on its held-out data")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
+    average = command("average", _average, "average the weights of a run's checkpoints")
+    average.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    which = average.add_mutually_exclusive_group()
+    which.add_argument("--last", type=_positive, metavar="K", help="the newest K")
+    which.add_argument(
+        "--best",
+        type=_positive,
+        metavar="K",
+        help="the K of the last phase with the lowest held-out loss; 3 by default",
+    )
+    average.add_argument("--out", type=Path, help="folder to write; RUN/averaged by default")
+
     export = command("export", _export, "write a run's model as a transformers folder")
-    export.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    export.add_argument(
+        "run", type=Path, metavar="RUN|CHECKPOINT|AVERAGE", help="a run's newest is taken"
+    )
+    export.add_argument("--step", type=_positive, help="the run's checkpoint at this step")
     export.add_argument("--out", type=Path, help="folder to write; RUN/exported by default")
 
     imported = command(
@@ -259,11 +274,25 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _average(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.tools.runs import run_recipe
+
+    run, recipe = arguments.run, run_recipe(arguments.run)
+    from restomod.tools.average import AVERAGED, average_run
+
+    best = 0 if arguments.last else arguments.best or 3
+    out = arguments.out or run / AVERAGED
+    done = average_run(run, recipe, out, last=arguments.last or 0, best_count=best)
+    sys.stdout.write(f"{done}\n")
+    return 0
+
+
 def _export(arguments: argparse.Namespace) -> int:
     _set_up_process()
     from restomod.tools.export import export_run
 
-    sys.stdout.write(export_run(arguments.run, arguments.out or arguments.run / "exported"))
+    sys.stdout.write(export_run(arguments.run, arguments.out, arguments.step))
     return 0
 
 

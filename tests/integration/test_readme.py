@@ -60,6 +60,7 @@ def prepared(tmp_path_factory):
             }
         ],
         "evaluation": {"streams": {"mine": {"path": "data/mds/heldout"}}, "rows": 1},
+        "checkpoint": {"every_steps": 1},
         "logging": {"wandb": {"mode": "disabled"}},
     }
     (folder / "my.yaml").write_text(yaml.safe_dump(recipe))
@@ -87,7 +88,8 @@ def test_commands_on_a_recipe_and_its_run(prepared, train, monkeypatch, capsys):
             assert capsys.readouterr().out
             ran.append(words[1])
     assert ran == [
-        "prepare", "plan", "inspect", "inspect", "report", "eval", "export", "tile", "import",
+        "prepare", "plan", "inspect", "inspect", "report", "eval", "average", "export", "tile",
+        "import",
     ]  # fmt: skip
     assert (prepared / "data" / "demo" / "prepared" / "card.html").is_file()
     assert (prepared / "runs" / "my" / "exported" / "model.safetensors").is_file()

@@ -1,6 +1,7 @@
 """Training from S3, over HTTP, with a server that fails at times."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from restomod.data import files
 from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
 from restomod.recipe import load_recipe
+from restomod.train.store import Store
 from tests.conftest import metrics
-from tests.s3 import s3, server  # noqa: F401
+from tests.integration.test_resume import exactly
+from tests.s3 import BUCKET, ENVIRONMENT, s3, server  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,3 +85,35 @@ def test_train_command_needs_the_environment_only(recipe, tiny, s3, tmp_path):  
         )
         assert done.returncode == 0, done.stderr
     assert [line["step"] for line in metrics(tmp_path / "runs" / "far")] == [1, 2, 3]
+
+
+def test_run_goes_on_from_the_bucket_when_its_folder_is_gone(tiny, train, s3, tmp_path):  # noqa: F811
+    s3.client().create_bucket(Bucket=BUCKET)
+    recipe = tiny.write(
+        tmp_path / "recipe.yaml", runs_dir=str(tmp_path / "runs"), store=f"s3://{BUCKET}/runs"
+    )
+    environment = {**ENVIRONMENT, "AWS_ENDPOINT_URL": s3.url, "AWS_MAX_ATTEMPTS": "1"}
+    code, text = train(recipe, "run_name=unbroken", "store=", environment=environment)
+    assert code == 0, text
+    s3.upload_faults["model.json"] = ["500", "cut"]
+    s3.upload_faults["metrics.jsonl"] = ["500"]
+    store = Store(f"s3://{BUCKET}/runs", "gone")
+    folder = tmp_path / "runs" / "gone"
+    code, text = train(
+        recipe, "run_name=gone", kill_when=lambda: len(store.steps()) >= 2, environment=environment
+    )
+    assert code == -9, text
+    assert len(s3.requests) == 3
+    shutil.rmtree(folder)
+    s3.faults["__0_0.distcp"] = ["flip", "cut"]
+    code, text = train(recipe, "run_name=gone", environment=environment)
+    assert code == 0, text
+    assert "files came from s3://bucket/runs/gone" in text
+    assert metrics(folder, "resume")[-1]["from_step"] >= 10
+    assert exactly(folder) == exactly(tmp_path / "runs" / "unbroken")
+    assert store.steps()[0] == 24
+
+    shutil.rmtree(folder)
+    code, text = train(recipe, "run_name=gone", environment=environment)
+    assert code == 0, text
+    assert "the run is complete at step 24" in text

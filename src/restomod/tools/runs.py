@@ -11,7 +11,7 @@ from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 from restomod.model.hf import load_transformers
 from restomod.recipe import load_recipe
-from restomod.train.manifest import newest_checkpoint, verify
+from restomod.train.manifest import MANIFEST, MODEL, STATE, newest_checkpoint, verify
 
 
 def run_recipe(folder: Path) -> Recipe:
@@ -21,18 +21,26 @@ def run_recipe(folder: Path) -> Recipe:
     return load_recipe([folder / "config.yaml"])
 
 
+def run_of(path: Path) -> Path:
+    """Return the run folder that a checkpoint or an average lies in; any other path as it is."""
+    if not (path / MANIFEST).is_file():
+        return path
+    path = path.resolve()
+    return path.parents[1] if path.parent.name == "checkpoints" else path.parent
+
+
 def load_model(path: str | Path) -> MaskedLM:
     """Load a model, in float32, on the CPU, in eval mode.
 
-    `path` is a checkpoint folder, a run folder (its newest whole checkpoint is taken) or a folder
-    of transformers' ModernBertForMaskedLM. Raises UserError for anything else.
+    `path` is a checkpoint folder, an average, a run folder (its newest whole checkpoint is taken)
+    or a folder of transformers' ModernBertForMaskedLM. Raises UserError for anything else.
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
         return load_transformers(path)
-    if (path / "manifest.json").is_file():
+    if (path / MANIFEST).is_file():
         problem, _ = verify(path)
         if problem:
             raise UserError(f"{path}: the checkpoint cannot be used: {problem}")
@@ -46,10 +54,11 @@ def load_model(path: str | Path) -> MaskedLM:
 
 
 def _load_checkpoint(folder: Path) -> MaskedLM:
+    """Load the model alone of a checkpoint that was verified."""
     import torch.distributed.checkpoint as dcp
 
-    model = MaskedLM(EncoderConfig(**json.loads((folder / "model.json").read_bytes())))
+    model = MaskedLM(EncoderConfig(**json.loads((folder / MODEL).read_bytes())))
     weights = model.state_dict()
-    dcp.load({"model": weights}, checkpoint_id=folder / "state", no_dist=True)
+    dcp.load({"model": weights}, checkpoint_id=folder / STATE, no_dist=True)
     model.load_state_dict(weights)
     return model.eval()

@@ -28,8 +28,9 @@ from restomod.model.attention import choose_backend
 from restomod.model.compile import check_compiler, compile_model, compiles
 from restomod.model.cpu import keep_freed_memory
 from restomod.optim.build import build_optimizer
+from restomod.tools.average import AVERAGED, average_at_end
 from restomod.tools.report import write_report
-from restomod.train.agreement import Group, gloo_group
+from restomod.train.agreement import Group, gloo_group, on_first
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
@@ -48,6 +49,8 @@ from restomod.train.progress import Progress
 from restomod.train.rank_times import RankTimes
 from restomod.train.start import Start, find_start
 from restomod.train.stopping import Stopper, StopRequested, clear_requeue
+from restomod.train.store import open_store
+from restomod.train.upload import Uploads, restore_log
 from restomod.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -77,6 +80,8 @@ def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     check_compute(recipe, device)
     joined = join_ranks(device, parse_duration(recipe.faults.hang_timeout) + AFTER_HANG_S)
     group = gloo_group()
+    if store := open_store(recipe.store, recipe.run_name):
+        on_first(store.check, group)
     return PreparedRun(recipe, sources, joined, group, find_start(recipe, sources, group))
 
 
@@ -87,8 +92,14 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
     when the run was saved because `stopper` asked for it.
     """
     recipe = run.recipe
+    uploads = _uploads(run)
     if run.start.folder and run.start.step >= run.start.timeline.end_step:
         log.info("%s: the run is complete at step %d", recipe.run_folder, run.start.step)
+        if recipe.checkpoint.average_best and not (recipe.run_folder / AVERAGED).exists():
+            on_first(lambda: _conclude(recipe), run.group)  # which a kill had prevented
+        if uploads:
+            uploads.add_whole(run.start.step, run.start.manifest)
+            uploads.finish()
         return
     device = choose_device(recipe)
     _set_up_process(device)
@@ -96,7 +107,7 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
     rolled_back: dict[str, Any] = {}
     while True:
         try:
-            _fit(run, started, stopper, rolled_back)
+            _fit(run, started, stopper, uploads, rolled_back)
             break
         except RollBack as spike:
             rolled_back = spike.entry
@@ -108,11 +119,20 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
             rolled_back["deviations"],
             run.start.step,
         )
-    if dist.get_global_rank() == 0:
-        write_report(recipe.run_folder)
+    if uploads:
+        uploads.wait()
+    on_first(lambda: _conclude(recipe), run.group)
+    if uploads:
+        uploads.finish()
 
 
-def _fit(run: PreparedRun, started: float, stopper: Stopper, rolled_back: dict[str, Any]) -> None:
+def _fit(
+    run: PreparedRun,
+    started: float,
+    stopper: Stopper,
+    uploads: Uploads | None,
+    rolled_back: dict[str, Any],
+) -> None:
     """Build everything anew and train from the run's start on; `rolled_back` is the ledger's entry
     that led here, if one did."""
     recipe, sources, start = run.recipe, run.sources, run.start
@@ -176,6 +196,7 @@ def _fit(run: PreparedRun, started: float, stopper: Stopper, rolled_back: dict[s
         metrics,
         start,
         lambda: {"health": health.state_dict(), **evaluation.facts()},
+        uploads,
     )
     callbacks: list[Callback] = [
         Stopping(stopper, checkpointing),
@@ -231,6 +252,8 @@ def _fit(run: PreparedRun, started: float, stopper: Stopper, rolled_back: dict[s
                     checkpointing.save(trainer.state, stop.step)
             stopper.hold()
             checkpointing.wait()
+            if uploads:
+                uploads.wait()
             raise
         except UnhealthyError:
             checkpointing.save(trainer.state, trainer.state.timestamp.batch.value, wait=True)
@@ -241,6 +264,24 @@ def _fit(run: PreparedRun, started: float, stopper: Stopper, rolled_back: dict[s
         except RuntimeError as error:
             explain(error)
             raise
+
+
+def _conclude(recipe: Recipe) -> None:
+    """Write what a run leaves when all its checkpoints are there; on rank 0."""
+    if recipe.checkpoint.average_best:
+        log.info("%s", average_at_end(recipe.run_folder, recipe))
+    write_report(recipe.run_folder)
+
+
+def _uploads(run: PreparedRun) -> Uploads | None:
+    """Return the run's way into its store, if it has one, with what the store has of its log."""
+    recipe, store = run.recipe, open_store(run.recipe.store, run.recipe.run_name)
+    if store is None:
+        return None
+    group = gloo_group()
+    if run.start.resumes:
+        on_first(lambda: restore_log(store, recipe.run_folder), group)
+    return Uploads(store, recipe.run_folder, recipe.checkpoint, group)
 
 
 class CatchingUp(Callback):

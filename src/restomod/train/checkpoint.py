@@ -34,6 +34,7 @@ from restomod.train.module import unwrap
 from restomod.train.retention import Saved, kept
 from restomod.train.saving import Snapshot, Written, prune, write_checkpoint
 from restomod.train.start import Start
+from restomod.train.upload import Uploads
 
 
 class Checkpointing(Callback):
@@ -52,6 +53,7 @@ class Checkpointing(Callback):
         metrics: MetricsLog,
         start: Start,
         facts: Callable[[], dict[str, Any]],
+        uploads: Uploads | None = None,
     ) -> None:
         self._recipe = recipe
         self._loader = loader
@@ -61,6 +63,7 @@ class Checkpointing(Callback):
         self._start = start
         self._timeline = start.timeline
         self._facts = facts
+        self._uploads = uploads
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[int, Future[Written], float] | None = None
         """Step of the save that goes on in the background, its end, its stall in seconds."""
@@ -82,6 +85,8 @@ class Checkpointing(Callback):
         )
         if self._start.folder:
             self._load(state, self._start.folder, self._start.manifest)
+            if self._start.resumes and self._uploads:
+                self._uploads.add_whole(self._start.step, self._start.manifest)
 
     def _load(self, state: State, folder: Path, manifest: dict[str, Any]) -> None:
         """Load a checkpoint that was verified."""
@@ -121,7 +126,8 @@ class Checkpointing(Callback):
 
     def save(self, state: State, step: int, wait: bool = False) -> None:
         """Save a checkpoint, on all ranks, after the one before it is whole; `wait` for its
-        manifest. A step that is saved already, or just being, is not saved again."""
+        manifest, and for the store. A step that is saved already, or just being, is not saved
+        again."""
         started = time.perf_counter()
         with self._clock.pause():
             if self._pending is None or self._pending[0] != step:
@@ -133,6 +139,8 @@ class Checkpointing(Callback):
                 self._pending = step, future, time.perf_counter() - started
             if wait:
                 self.wait()
+                if self._uploads:
+                    self._uploads.wait()
 
     def wait(self) -> None:
         """Wait for the save in the background, if there is one; raises what went wrong in it."""
@@ -152,6 +160,8 @@ class Checkpointing(Callback):
             seconds=written.seconds,
             bytes=written.bytes,
         )
+        if self._uploads:
+            self._uploads.add(written.step, written.files)
 
     def _snapshot(self, state: State, step: int, started: float) -> Snapshot:
         """Copy everything that a checkpoint holds, so that training may change its own."""
@@ -186,4 +196,6 @@ class Checkpointing(Callback):
         return written
 
     def _stay(self, checkpoints: list[Saved]) -> set[int]:
+        if self._uploads:
+            return self._uploads.local(checkpoints)
         return kept(checkpoints, self._recipe.checkpoint)

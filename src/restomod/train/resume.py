@@ -87,7 +87,10 @@ def _newest(run_folder: Path, store: Store | None, passed_over: set[int]) -> Fou
             problem, manifest = verify(folder)
             if not problem:
                 return step, manifest, True
-            log.warning("%s is not used: %s", folder, problem)
+            if step in there:
+                log.info("%s: %s; it is completed from the store", folder, problem)
+            else:
+                log.warning("%s is not used: %s", folder, problem)
         if store and step in there:
             problem, manifest = store.manifest(step)
             if not problem:

@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 6
 """Tries of each transfer, with pauses of 1, 2, 4, 8 and 16 s between them."""
 PART = ".part"
+PROBE = ".writable"
 
 
 class ArrivedDamagedError(Exception):
@@ -57,6 +58,14 @@ class Store:
         self._root = f"{root.rstrip('/')}/{run_name}"
         self._url = f"{url.rstrip('/')}/{run_name}"
         self._pause = pause
+
+    def check(self) -> None:
+        """Raise UserError if nothing can be written: better now than after hours."""
+        try:
+            self._system.pipe_file(f"{self._root}/{PROBE}", b"-")
+            self._system.rm_file(f"{self._root}/{PROBE}")
+        except Exception as error:  # each store's library has its own
+            raise UserError(f"store: {self._url} cannot be written: {error}") from error
 
     def address(self, step: int) -> str:
         """Return the full name of a checkpoint, for a message."""

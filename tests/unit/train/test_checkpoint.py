@@ -184,8 +184,9 @@ def test_full_disk_stops_training_and_leaves_what_was_there(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
+        run.batch()
         with pytest.raises(UserError, match=r"step-00000002.*disk is full.*bytes are free"):
-            save_again(run)
+            run.checkpoints.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (run.folder / "checkpoints" / "step-00000002").exists()

@@ -1,0 +1,54 @@
+"""Nodes that share no disk train through a store."""
+
+import pytest
+
+from tests.conftest import metrics
+from tests.integration.test_resume import exactly
+
+
+@pytest.fixture
+def new_nodes(tmp_path):
+    """Make folders of nodes that were never seen before."""
+    made = []
+
+    def make(count):
+        for _ in range(count):
+            made.append(tmp_path / f"node-{len(made)}")
+            made[-1].mkdir()
+        return made[-count:]
+
+    return make
+
+
+def test_nodes_without_a_shared_folder_need_a_store(tiny, train, tmp_path, new_nodes):
+    recipe = tiny.write(tmp_path / "recipe.yaml", runs_dir="runs")
+    code, text = train(recipe, nodes=new_nodes(2))
+    assert code == 2, text
+    assert "set `store` to a remote folder" in text
+    assert "Traceback" not in text
+
+
+def test_run_goes_on_bit_exactly_on_nodes_that_never_saw_it(tiny, train, tmp_path, new_nodes):
+    recipe = tiny.write(tmp_path / "recipe.yaml", runs_dir="runs", store=str(tmp_path / "store"))
+    unbroken = new_nodes(2)
+    code, text = train(recipe, "run_name=unbroken", nodes=unbroken)
+    assert code == 0, text
+    there = tmp_path / "store" / "killed"
+
+    def stored():
+        return len(list(there.glob("checkpoints/*/manifest.json"))) >= 2
+
+    first = new_nodes(2)
+    code, text = train(recipe, "run_name=killed", nodes=first, kill_when=stored)
+    assert code == -9, text
+    # One node is replaced; it becomes the first.
+    nodes = [*new_nodes(1), first[0]]
+    code, text = train(recipe, "run_name=killed", nodes=nodes)
+    assert code == 0, text
+    assert exactly(nodes[0] / "runs" / "killed") == exactly(unbroken[0] / "runs" / "unbroken")
+    assert metrics(nodes[0] / "runs" / "killed", "resume")[-1]["from_step"] >= 10
+    assert (there / "report.html").stat().st_size > 0
+    assert (there / "tokenizer" / "tokenizer.json").exists()
+    local = [sorted(path.name for path in node.glob("runs/killed/checkpoints/*")) for node in nodes]
+    assert local[0] == local[1] == ["step-00000020", "step-00000024"]
+    assert len(list(there.glob("checkpoints/*/manifest.json"))) == 3
