@@ -231,7 +231,7 @@ def our_batches(folder: Path, root: Path, row_tokens: int) -> Iterator[int]:
     from restomod.data.sources import open_sources
 
     recipe = recipe_of(folder, root, row_tokens, lanes=8, workers=1)
-    loader = Loader(recipe, recipe.phases[0], open_sources(recipe))
+    loader = Loader(recipe, open_sources(recipe))
     for _ in loader:
         yield loader.facts.real_tokens
 

@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -30,7 +31,17 @@ def train_main(arguments: Sequence[str]) -> int:
         epilog="Exit codes: 0 complete; 2 a mistake in recipe, data or command; 1 a bug of ours.",
     )
     parser.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
-    return _guarded(lambda: _train(parser.parse_args(arguments).recipe))
+    parser.add_argument("--phase", metavar="NAME", help="train one phase alone, with --from")
+    parser.add_argument(
+        "--from", dest="checkpoint", metavar="CHECKPOINT", help="checkpoint of another run"
+    )
+    parser.add_argument(
+        "--fork", metavar="RUN@STEP", help="begin a new run from a checkpoint, with this recipe"
+    )
+    parsed = parser.parse_intermixed_args(arguments)
+    begins = {key: getattr(parsed, key) for key in ("phase", "checkpoint", "fork")}
+    words = [f"start.{key}={json.dumps(value)}" for key, value in begins.items() if value]
+    return _guarded(lambda: _train([*parsed.recipe, *words]))
 
 
 def main() -> int:

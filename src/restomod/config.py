@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
+from restomod.batches import BatchSizes
+
 ATTENTION_KERNELS = ("flash_attn_3", "flash_attn_4", "flash_attn_2", "varlen", "cpu", "reference")
 """In the order in which `auto` tries them."""
 SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -32,8 +34,6 @@ class ModelConfig:
     """Layers 0, n, 2n, ... attend globally, the others within `local_window`."""
     local_window: int = 128
     """Tokens that a local layer sees: local_window / 2 on either side, both ends inclusive."""
-    rope_base_local: float = 10_000.0
-    """RoPE base of the local layers."""
     rope_fraction: float = 1.0
     """Share of each head's channels that RoPE turns; the rest carry no position."""
     positions: str = field(default="rope", metadata={"choices": ("rope", "alibi")})
@@ -96,14 +96,14 @@ class OptimizerConfig:
     """StableAdamW; the defaults are ModernBERT-base's (paper, table 3)."""
 
     lr: float = 8e-4
-    """Peak learning rate."""
+    """Peak learning rate, of phases that have none of their own."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     """Decay rates of the first and second moments."""
     eps: float = 1e-6
     """Added to the root of the second moment."""
     weight_decay: float = 1e-5
-    """Fully decoupled: each step multiplies weights by 1 - weight_decay x lr / peak lr. Not applied
-    to norms and biases."""
+    """Fully decoupled: each step multiplies weights by 1 - weight_decay x lr / the phase's peak lr.
+    Not applied to norms and biases."""
 
 
 @dataclass
@@ -219,9 +219,9 @@ class ScheduleConfig:
     decay: str = "0"
     """Slots of decay, at the end of the phase."""
     decay_shape: str = field(
-        default="one_minus_sqrt", metadata={"choices": ("one_minus_sqrt", "linear")}
+        default="one_minus_sqrt", metadata={"choices": ("one_minus_sqrt", "linear", "cosine")}
     )
-    """one_minus_sqrt or linear."""
+    """one_minus_sqrt, linear or cosine."""
     final_factor: float = 0.0
     """The learning rate at the end of the decay, as a share of the peak."""
 
@@ -232,6 +232,20 @@ class ScheduleConfig:
     @property
     def decay_slots(self) -> int:
         return parse_slots(self.decay)
+
+
+@dataclass
+class BatchWarmupConfig:
+    """Smaller batches at a phase's beginning: first_rows, first_rows + increment_rows, ... below
+    batch_rows, each for the same number of steps (paper, A.1)."""
+
+    slots: str = "0"
+    """Slots that the smaller batches take together, as nearly as whole steps allow; 0: there are
+    none."""
+    first_rows: int = 0
+    """Rows of the first batch."""
+    increment_rows: int = 0
+    """Rows by which the batch grows. The world size x micro_batch_rows must divide every size."""
 
 
 @dataclass
@@ -249,6 +263,7 @@ class PhaseConfig:
     """Slots of a row; at least 27 times the mean chunk for 99.9 % packing efficiency."""
     batch_rows: int = 288
     """Rows of a global batch (288 x 16,384 = 4.72 M slots, as the paper's 4,608 x 1,024)."""
+    batch_warmup: BatchWarmupConfig = field(default_factory=BatchWarmupConfig)
     micro_batch_rows: int = 1
     """Rows that a device computes at a time; changes memory and speed, not results."""
     mixture: dict[str, float] = field(default_factory=dict)
@@ -266,19 +281,48 @@ class PhaseConfig:
     z_loss: float = 0.0
     """Weight of the mean squared log-partition of the predictions, added to the loss; it keeps
     logits from drifting (arXiv 2204.02311)."""
+    lr: float | None = None
+    """Peak learning rate of this phase; null takes optimizer.lr."""
+    weight_decay: float | None = None
+    """Weight decay of this phase; null takes optimizer.weight_decay."""
+    optimizer_state: str = field(default="keep", metadata={"choices": ("keep", "reset")})
+    """Whether the phase goes on with the moments that the one before it has gathered, or begins
+    with none. The first phase has none to keep."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     rope_base_global: float = 10_000.0
     """RoPE base of the global layers: 10,000 in the 1,024 phase, 160,000 in the 8,192 phases."""
+    rope_base_local: float = 10_000.0
+    """RoPE base of the local layers: always 10,000 in ModernBERT; Ettin raises it, too."""
+
+    @property
+    def batches(self) -> BatchSizes:
+        """Rows of every step's batch."""
+        warmup = self.batch_warmup
+        slots = parse_slots(warmup.slots)
+        if not slots:
+            return BatchSizes(self.batch_rows)
+        return BatchSizes.warming_up(
+            self.batch_rows, warmup.first_rows, warmup.increment_rows, slots / self.row_tokens
+        )
 
     @property
     def batch_slots(self) -> int:
-        """Slots of a global batch."""
+        """Slots of a global batch, after the batch's warm-up."""
         return self.batch_rows * self.row_tokens
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the phase."""
-        return math.ceil(parse_slots(self.slots) / self.batch_slots)
+        return self.batches.steps(math.ceil(parse_slots(self.slots) / self.row_tokens))
+
+    @property
+    def total_slots(self) -> int:
+        """Slots of all steps of the phase."""
+        return self.slots_before(self.steps)
+
+    def slots_before(self, step: int) -> int:
+        """Return the slots of the phase's steps before `step` (its first is 0)."""
+        return self.batches.before(step) * self.row_tokens
 
 
 @dataclass
@@ -306,6 +350,51 @@ class CheckpointConfig:
 
 
 @dataclass
+class SpikeConfig:
+    """Losses that leap up: what is done about a step whose loss lies more than `threshold` robust
+    standard deviations above the median of the steps before it."""
+
+    action: str = field(default="off", metadata={"choices": ("off", "skip", "rollback")})
+    """off; skip: the step changes no weight; rollback: the run goes back to its last checkpoint and
+    does not learn from the rows that caused it."""
+    window_steps: int = 128
+    """Steps that median and deviation (1.4826 x the median absolute deviation) are taken of, and of
+    a phase's beginning half as many without judgement."""
+    threshold: float = 8.0
+    """Deviations above the median that make a spike."""
+    rollback_steps: int = 1
+    """Steps, from the spike's on, whose rows a roll-back puts on the skip ledger."""
+    max_rollbacks: int = 10
+    """Roll-backs of a run, after which the next spike stops it."""
+
+
+@dataclass
+class FaultsConfig:
+    """What is done when something goes wrong."""
+
+    grace: str = "60s"
+    """Time that the cluster leaves between a signal and the end; `restomod plan` compares what
+    saving has taken."""
+    hang_timeout: str = "30m"
+    """Time without a finished step, evaluation or checkpoint after which a run counts as hung:
+    every rank writes its stack to hangs/, and the job ends with the requeue code."""
+    nonfinite_steps: int = 10
+    """Steps with a non-finite gradient, one after the other, that stop the run. Each is skipped by
+    all ranks and counted."""
+    spikes: SpikeConfig = field(default_factory=SpikeConfig)
+
+
+@dataclass
+class ProfileConfig:
+    """A torch.profiler trace and a memory snapshot of some steps, in the run folder's profile/."""
+
+    steps: str = ""
+    """FROM:TO, steps of the run, the last excluded, for instance 20:24; empty: none."""
+    ranks: list[int] = field(default_factory=lambda: [0])
+    """Ranks that write theirs."""
+
+
+@dataclass
 class WandbConfig:
     """Weights & Biases."""
 
@@ -324,6 +413,21 @@ class LoggingConfig:
     every_steps: int = 1
     """Steps between lines of metrics.jsonl; each line covers the steps since the one before."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class StartConfig:
+    """What a new run begins from, if not from nothing. Once it has a checkpoint of its own, it goes
+    on from that."""
+
+    checkpoint: str = ""
+    """A checkpoint of another run: `phase` begins with its weights, moments and place in the data
+    (train.py --from)."""
+    phase: str = ""
+    """The only phase that is trained (train.py --phase)."""
+    fork: str = ""
+    """RUN@STEP: go on from this checkpoint of another run, with a recipe that may differ in all but
+    model, data and seed (train.py --fork)."""
 
 
 @dataclass
@@ -359,12 +463,23 @@ class Recipe:
     """The run's phases, in order."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stop_after: str = "0"
+    """Wall-clock time, such as 23h30m, after which the run saves, stops and wants to be requeued;
+    0: never."""
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     @property
     def run_folder(self) -> Path:
         return Path(self.runs_dir) / self.run_name
+
+    @property
+    def trained_phases(self) -> list[PhaseConfig]:
+        """The phases of this run, in order: all, or start.phase alone."""
+        return [phase for phase in self.phases if self.start.phase in ("", phase.name)]
 
 
 def parse_slots(text: str | int) -> int:
@@ -379,3 +494,30 @@ def parse_slots(text: str | int) -> int:
     if slots != int(slots):
         raise ValueError(f"`{text}` is not a whole number of slots")
     return int(slots)
+
+
+def parse_duration(text: str | int) -> float:
+    """Return the seconds that `90`, `45s`, `30m` or `23h30m` stands for.
+
+    Raises ValueError for anything else.
+    """
+    match = re.fullmatch(
+        r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip()
+    )
+    if not match or not any(match.groups()):
+        raise ValueError(f"`{text}` is not a time such as 45s, 30m or 23h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def parse_steps(text: str) -> range:
+    """Return the steps that `20:24` stands for, the last excluded; none for an empty text.
+
+    Raises ValueError for anything else.
+    """
+    if not text:
+        return range(0)
+    match = re.fullmatch(r"(\d+):(\d+)", text.strip())
+    if not match or int(match[1]) >= int(match[2]):
+        raise ValueError(f"`{text}`: write FROM:TO, for instance 20:24")
+    return range(int(match[1]), int(match[2]))

@@ -9,15 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from pathlib import Path
 from typing import Any
 
-from restomod.config import DataConfig, MaskConfig, PhaseConfig, Recipe, parse_slots
+from restomod.config import (
+    DataConfig,
+    MaskConfig,
+    PhaseConfig,
+    Recipe,
+    parse_duration,
+    parse_slots,
+    parse_steps,
+)
 from restomod.errors import UserError
 from restomod.strict import load_strict
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+FORK = re.compile(r"(.+)@([0-9]+)")
+"""RUN@STEP."""
 
 
 def load_recipe(paths: list[str | Path], overrides: list[str] | None = None) -> Recipe:
@@ -41,13 +52,22 @@ def check_world(recipe: Recipe, world_size: int) -> None:
             f"use {_either(_nearest(world_size, divisors))} ranks, or, for a new run, "
             f"{_either(_multiples(recipe.data.lanes, world_size))} lanes"
         )
-    for phase in recipe.phases:
+    for phase in recipe.trained_phases:
         unit = world_size * phase.micro_batch_rows
+        ranks = f"{world_size} ranks x {phase.micro_batch_rows} rows of a micro-batch"
         if phase.batch_rows % unit:
             problems.append(
                 f"phases.{phase.name}.batch_rows: {phase.batch_rows} rows are not divided by "
-                f"{world_size} ranks x {phase.micro_batch_rows} rows of a micro-batch; "
-                f"use {_either(_multiples(phase.batch_rows, unit))}"
+                f"{ranks}; use {_either(_multiples(phase.batch_rows, unit))}"
+            )
+        uneven = [rows for rows in phase.batches.warmup if rows % unit]
+        if uneven:
+            sizes = ", ".join(map(str, uneven[:3])) + (" ..." if len(uneven) > 3 else "")
+            problems.append(
+                f"phases.{phase.name}.batch_warmup: its batches of {sizes} rows are not divided by "
+                f"{ranks}; the recipe fixes the sizes: use ranks that divide "
+                f"{math.gcd(*phase.batches.distinct)} rows (a smaller micro-batch helps), or, for "
+                f"a new run, first_rows and increment_rows that are multiples of {unit}"
             )
     if problems:
         raise UserError("\n".join(problems))
@@ -120,7 +140,6 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
         "model.local_window",
         f"{model.local_window}: must be even and at least 2, half of it lies on either side",
     )
-    require(model.rope_base_local > 0, "model.rope_base_local", "must be positive")
     require(
         0 < model.rope_fraction <= 1
         and (model.heads <= 0 or model.positions == "alibi" or model.rope_channels > 0),
@@ -178,14 +197,39 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
             require(bool(stream.path), f"{key}.path", "is missing")
             require(stream.max_epochs > 0, f"{key}.max_epochs", "must be positive")
     require(bool(recipe.phases), "phases", "is missing: describe at least one phase")
-    require(
-        len(recipe.phases) <= 1,
-        "phases",
-        "this version trains one phase; run the later ones from the first one's export",
-    )
+    names = [phase.name for phase in recipe.phases]
     for n, phase in enumerate(recipe.phases):
+        require(names.index(phase.name) == n, f"phases.{n}.name", f"{phase.name!r} is there twice")
         for key, reason in _impossible_phase(phase, data):
             bad.append((f"phases.{n}.{key}", reason))
+    start = recipe.start
+    require(
+        start.phase in ("", *names),
+        "start.phase",
+        f"no phase is named {start.phase!r}; there is {', '.join(names)}",
+    )
+    require(
+        bool(start.phase) == bool(start.checkpoint),
+        "start",
+        "a phase alone needs a checkpoint to begin from, and the other way round "
+        "(train.py --phase NAME --from CHECKPOINT)",
+    )
+    require(
+        not (start.fork and start.checkpoint),
+        "start.fork",
+        "a run begins from one checkpoint: use fork, or phase and checkpoint",
+    )
+    require(
+        not start.fork or bool(FORK.fullmatch(start.fork)),
+        "start.fork",
+        f"{start.fork!r}: write RUN@STEP, for instance runs/base@12000",
+    )
+    require(
+        not (recipe.init.weights and (start.fork or start.checkpoint)),
+        "init.weights",
+        "would be overwritten by the checkpoint that the run begins from",
+    )
+    bad += _impossible_faults(recipe)
     evaluation = recipe.evaluation
     require(evaluation.every_steps > 0, "evaluation.every_steps", "must be positive")
     require(evaluation.rows > 0, "evaluation.rows", "must be positive")
@@ -193,6 +237,39 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be positive")
     require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be positive")
     require(recipe.logging.every_steps > 0, "logging.every_steps", "must be positive")
+    return bad
+
+
+def _impossible_faults(recipe: Recipe) -> list[tuple[str, str]]:
+    bad = []
+    faults = recipe.faults
+    for key, text, least in (
+        ("stop_after", recipe.stop_after, 0.0),
+        ("faults.grace", faults.grace, 1.0),
+        ("faults.hang_timeout", faults.hang_timeout, 1.0),
+    ):
+        try:
+            if parse_duration(text) < least:
+                bad.append((key, f"{text}: must be at least {least:g} s"))
+        except ValueError as error:
+            bad.append((key, str(error)))
+    spikes = faults.spikes
+    for key, value, smallest in (
+        ("nonfinite_steps", faults.nonfinite_steps, 1),
+        ("spikes.window_steps", spikes.window_steps, 4),
+        ("spikes.rollback_steps", spikes.rollback_steps, 1),
+        ("spikes.max_rollbacks", spikes.max_rollbacks, 1),
+    ):
+        if value < smallest:
+            bad.append((f"faults.{key}", f"{value}: must be at least {smallest}"))
+    if spikes.threshold <= 0:
+        bad.append(("faults.spikes.threshold", "must be positive"))
+    try:
+        parse_steps(recipe.profile.steps)
+    except ValueError as error:
+        bad.append(("profile.steps", str(error)))
+    if any(rank < 0 for rank in recipe.profile.ranks):
+        bad.append(("profile.ranks", "ranks are numbered from 0"))
     return bad
 
 
@@ -217,6 +294,31 @@ def _impossible_rates(mask: MaskConfig, phase_slots: int) -> list[tuple[str, str
     return bad
 
 
+def _impossible_batches(
+    phase: PhaseConfig, phase_slots: int, warmup_slots: int
+) -> list[tuple[str, str]]:
+    bad = []
+    warmup = phase.batch_warmup
+    if not 0 < warmup.first_rows < phase.batch_rows:
+        bad.append(
+            ("batch_warmup.first_rows", f"{warmup.first_rows}: must lie in 1 .. batch_rows - 1")
+        )
+    if warmup.increment_rows <= 0:
+        bad.append(("batch_warmup.increment_rows", "must be positive"))
+    if not bad and warmup_slots >= phase_slots > 0:
+        bad.append(("batch_warmup.slots", f"{warmup.slots}: the phase ends before it"))
+    if not bad and 0 < phase_slots < phase.batches.warmup_rows * phase.row_tokens:
+        least = sum(phase.batches.warmup) * phase.row_tokens
+        bad.append(
+            (
+                "batch_warmup",
+                f"a step of each of its {len(phase.batches.warmup)} sizes takes {least:,} slots, "
+                "more than the phase has; use larger increment_rows",
+            )
+        )
+    return bad
+
+
 def _impossible_phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, str]]:
     bad: list[tuple[str, str]] = []
     slots = {}
@@ -224,6 +326,7 @@ def _impossible_phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, s
         ("slots", phase.slots),
         ("schedule.warmup", phase.schedule.warmup),
         ("schedule.decay", phase.schedule.decay),
+        ("batch_warmup.slots", phase.batch_warmup.slots),
     ):
         try:
             slots[key] = parse_slots(text)
@@ -247,8 +350,13 @@ def _impossible_phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, s
         )
     elif phase.row_tokens // data.tokens_per_document_min < 1 <= data.tokens_per_document_min:
         bad.append(("row_tokens", "is less than data.tokens_per_document_min"))
-    if phase.rope_base_global <= 0:
-        bad.append(("rope_base_global", "must be positive"))
+    for key in ("rope_base_global", "rope_base_local"):
+        if getattr(phase, key) <= 0:
+            bad.append((key, "must be positive"))
+    if phase.lr is not None and phase.lr <= 0:
+        bad.append(("lr", f"{phase.lr}: must be positive"))
+    if phase.weight_decay is not None and not 0 <= phase.weight_decay < 1:
+        bad.append(("weight_decay", f"{phase.weight_decay}: must lie in [0, 1)"))
     if phase.z_loss < 0:
         bad.append(("z_loss", "must not be negative"))
     if not phase.mixture:
@@ -271,6 +379,10 @@ def _impossible_phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, s
             ("mask.mask_share", "mask_share and random_share lie in [0, 1] and add up to <= 1")
         )
     schedule = phase.schedule
+    if slots.get("batch_warmup.slots"):
+        bad += _impossible_batches(phase, slots.get("slots", 0), slots["batch_warmup.slots"])
+    elif phase.batch_warmup.first_rows or phase.batch_warmup.increment_rows:
+        bad.append(("batch_warmup.slots", "is missing: the slots that the smaller batches take"))
     if {"slots", "schedule.warmup", "schedule.decay"} <= slots.keys() and (
         slots["schedule.warmup"] + slots["schedule.decay"] > slots["slots"]
     ):

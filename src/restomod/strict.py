@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import types
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,11 @@ def _check_type(
         )
 
     origin = typing.get_origin(kind)
+    if origin is types.UnionType:  # X | None
+        if value is None:
+            return None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+        origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             return wrong("a mapping")
@@ -200,7 +206,8 @@ def _unknown(
 ) -> str:
     """Return the message for a key that does not exist, with the nearest one that does."""
     near = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-    everywhere = {known.rsplit(".", 1)[-1]: known for known in _known_keys(schema)}
+    known_keys = reversed(_known_keys(schema))  # so that the first of a name is suggested
+    everywhere = {known.rsplit(".", 1)[-1]: known for known in known_keys}
     parent = path.rpartition(".")[0]
     if near:
         hint = f"did you mean `{parent + '.' if parent else ''}{near[0]}`?"

@@ -30,9 +30,9 @@ def test_it_goes_on_from_the_checkpoint_before(recipe, world_size, monkeypatch):
     begun = []
     original = Loader.__init__
 
-    def counted(self, recipe, phase, sources, rank=0, world_size=1, state=None, **options):
+    def counted(self, recipe, sources, rank=0, world_size=1, state=None, **options):
         begun.append(state["rows"] if state else 0)
-        original(self, recipe, phase, sources, rank, world_size, state, **options)
+        original(self, recipe, sources, rank, world_size, state, **options)
 
     monkeypatch.setattr(Loader, "__init__", counted)
     shown = lines(recipe, 17, 22, world_size)
@@ -47,7 +47,7 @@ def test_it_goes_on_from_the_checkpoint_before(recipe, world_size, monkeypatch):
 def test_checkpoint_of_another_recipe_is_left_alone(recipe):
     sources = open_sources(recipe)
     identity = fingerprint(sources)
-    assert state_before(recipe.run_folder, 17, recipe, identity)[0] == 15
+    assert state_before(recipe.run_folder, 17, recipe, identity)[0]["step"] == 15
     assert state_before(recipe.run_folder, 9, recipe, identity) is None  # the oldest kept is 15
     recipe.data.skip_shorter_than = 7
     assert state_before(recipe.run_folder, 17, recipe, identity) is None

@@ -52,7 +52,7 @@ def test_two_epochs_of_a_million_documents_add_up(tiny: Tiny, tmp_path: Path) ->
         ],
     )
     sources = open_sources(recipe)
-    loaders = [Loader(recipe, recipe.phases[0], sources, rank, WORLD) for rank in range(WORLD)]
+    loaders = [Loader(recipe, sources, rank, WORLD) for rank in range(WORLD)]
     iterators = [iter(loader) for loader in loaders]
     counted = np.zeros(tokenizer.vocab_size, np.int64)
     masked = real = steps = 0

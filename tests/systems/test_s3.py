@@ -45,7 +45,7 @@ def recipe(s3, tiny, tmp_path):  # noqa: F811
 
 
 def digests(recipe):
-    loader = Loader(recipe, recipe.phases[0], open_sources(recipe))
+    loader = Loader(recipe, open_sources(recipe))
     return [loader.facts.digest for _, _ in zip(range(4), loader, strict=False)]
 
 

@@ -23,6 +23,7 @@ from functools import partial
 
 import numpy as np
 
+from restomod.batches import BatchSizes
 from restomod.config import DataConfig, PhaseConfig
 from restomod.data.files import DamagedShardError
 from restomod.data.mixture import Odds, stream_draws
@@ -59,6 +60,7 @@ class LaneSetting:
     seed: int
     data: DataConfig
     phase: PhaseConfig
+    batches: BatchSizes
     first_row: int
     """Row with which the phase begins."""
     names: list[str]
@@ -87,6 +89,7 @@ class LaneSetting:
             seed,
             data,
             phase,
+            phase.batches,
             first_row,
             names,
             [datasets[name] for name in names],
@@ -143,14 +146,15 @@ class Lane:
             self._taken.append(chunk.age)
         counters[:, DELIVERED] += tokens
         number = self._rows * setting.data.lanes + self._number
-        step = (number - setting.first_row) // setting.phase.batch_rows
+        batches = setting.batches
+        rows_before = batches.before(batches.step_of(number - setting.first_row))
         try:
             row = setting.builder(
                 number,
                 self._number,
                 [(piece, chunk.ends) for chunk, piece in taken],
                 generator,
-                mask_rate(setting.phase.mask, step * setting.phase.batch_slots),
+                mask_rate(setting.phase.mask, rows_before * setting.phase.row_tokens),
                 tokens,
             )
         except ForeignTokenError as error:

@@ -1,4 +1,4 @@
-"""This rank's batches of a phase, from its lanes in worker processes.
+"""This rank's batches of a run, phase by phase, from its lanes in worker processes.
 
 Row n of the run comes from lane n mod lanes, and lane l is run by rank l mod world size. A rank's
 lanes are dealt out to its workers; the main process takes each row from the worker whose turn it
@@ -14,14 +14,15 @@ import re
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-from torch import Generator
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from restomod.config import PhaseConfig, Recipe
@@ -29,8 +30,9 @@ from restomod.data.batch import Batch, collate
 from restomod.data.lanes import Lane, LaneSetting
 from restomod.data.rows import Row
 from restomod.data.sources import Sources
-from restomod.data.state import COUNTERS, LaneState
+from restomod.data.state import COUNTERS, LaneDelta, LaneState
 from restomod.errors import UserError
+from restomod.timeline import Span, Timeline
 
 MESSAGE_TOKENS = 65_536
 """Slots that a worker hands over at once: a message costs as much as some thousand tokens."""
@@ -82,34 +84,34 @@ class Loader:
     """Endless iterator over this rank's batches, each a list of micro-batches.
 
     `state` is what `state_dict` returned, merged over the ranks of whatever world size wrote it.
-    The phase begins with row `first_row`.
     """
 
     def __init__(
         self,
         recipe: Recipe,
-        phase: PhaseConfig,
         sources: Sources,
         rank: int = 0,
         world_size: int = 1,
         state: dict[str, Any] | None = None,
         pin_memory: bool = False,
-        first_row: int = 0,
+        timeline: Timeline | None = None,
     ) -> None:
         self._recipe = recipe
-        self._phase = phase
         self._sources = sources
-        self._first_row = first_row
+        self._timeline = timeline or Timeline(recipe.trained_phases)
         self._rank = rank
         self._world_size = world_size
         self._pin_memory = pin_memory
         self.streams = sorted(sources.streams)
         self.facts = BatchFacts()
         """Facts of the batch last delivered."""
-        self.skipped: list[dict[str, Any]] = []
-        """Shards that lanes of this rank left out in the batch last delivered: lane, stream, file,
-        epoch and position."""
-        self._rows = int(state["rows"]) if state else first_row
+        self.waiting: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """Entered while the main process waits for rows."""
+        self._skipped: list[dict[str, Any]] = []
+        self._delivered: tuple[int, list[tuple[int, LaneDelta]]] = (0, [])
+        """Rows of the global batch last delivered, and what this rank's share of them changed in
+        its lanes: no part of the lanes' states yet."""
+        self._rows = int(state["rows"]) if state else self._timeline.origin.row
         lanes = state["lanes"] if state else {}
         try:
             self._lanes = {
@@ -121,36 +123,59 @@ class Loader:
             raise UserError(str(error)) from error
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        phase = self._phase
-        rows = self._in_order()
-        for_rank = phase.batch_rows // self._world_size
+        step = self._timeline.step_of(self._rows)
         while True:
-            started = time.perf_counter()
+            span = self._timeline.at(step)
+            with closing(self._in_order(span)) as rows:
+                while self._timeline.at(step) is span:
+                    yield self._next_batch(rows, span.batch_rows(step), span.phase)
+                    self._step_past()
+                    step += 1
+
+    def _next_batch(self, rows: Iterator[Row], count: int, phase: PhaseConfig) -> list[Batch]:
+        """Return this rank's share of a global batch of `count` rows."""
+        for_rank = count // self._world_size
+        started = time.perf_counter()
+        with self.waiting():
             batch = [next(rows) for _ in range(for_rank)]
-            facts = BatchFacts(wait_s=time.perf_counter() - started)
-            for row in batch:
-                facts.add(row)
-            micro_batches = [
-                collate(
-                    batch[n : n + phase.micro_batch_rows],
-                    phase,
-                    self._recipe.data,
-                    self._pin_memory,
-                )
-                for n in range(0, for_rank, phase.micro_batch_rows)
-            ]
-            self.skipped = [entry for row in batch for entry in self._step_past(row)]
-            self._rows += phase.batch_rows
-            self.facts = facts
-            yield micro_batches
+        facts = BatchFacts(wait_s=time.perf_counter() - started)
+        deltas = []
+        for row in batch:
+            assert row.delta is not None
+            facts.add(row)
+            deltas.append((row.lane, row.delta))
+        micro_batches = [
+            collate(
+                batch[n : n + phase.micro_batch_rows], phase, self._recipe.data, self._pin_memory
+            )
+            for n in range(0, for_rank, phase.micro_batch_rows)
+        ]
+        self._delivered = count, deltas
+        self.facts = facts
+        return micro_batches
+
+    def put_back(self) -> None:
+        """Leave the batch last delivered out of the state: it was not trained on. Iteration ends
+        with it."""
+        self._delivered = 0, []
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """Shards that lanes of this rank left out in the batch last delivered: lane, stream, file,
+        epoch and position."""
+        self._step_past()
+        return self._skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run's row count and the states of this rank's lanes that have begun."""
+        """Return the run's row count and the states of this rank's lanes that have begun, after the
+        batch last delivered."""
+        self._step_past()
         lanes = {lane: state.plain() for lane, state in self._lanes.items()}
         return {"rows": self._rows, "lanes": lanes}
 
     def totals(self) -> Totals:
         """Return what this rank's lanes have delivered since the run began."""
+        self._step_past()
         totals = Totals(np.zeros((len(self.streams), len(COUNTERS)), np.int64))
         for state in self._lanes.values():
             totals.counters += state.counters
@@ -158,35 +183,38 @@ class Loader:
             totals.masked_tokens += state.masked_tokens
         return totals
 
-    def _step_past(self, row: Row) -> list[dict[str, Any]]:
-        """Take a delivered row into its lane's state; return what the lane skipped for it."""
-        assert row.delta is not None
-        self._lanes.setdefault(row.lane, LaneState(self.streams)).apply(row.delta)
-        skipped = []
-        for stream, shard, epoch, position in row.delta.skipped:
-            dataset = self._sources.streams[self.streams[stream]]
-            skipped.append(
-                {
-                    "lane": row.lane,
-                    "stream": dataset.name,
-                    "file": dataset.index.raw[shard].file,
-                    "epoch": epoch,
-                    "position": position,
-                }
-            )
-        return skipped
+    def _step_past(self) -> None:
+        """Take the delivered rows into their lanes' states."""
+        rows, deltas = self._delivered
+        if not rows:
+            return
+        self._delivered = 0, []
+        self._rows += rows
+        self._skipped = []
+        for lane, delta in deltas:
+            self._lanes.setdefault(lane, LaneState(self.streams)).apply(delta)
+            for stream, shard, epoch, position in delta.skipped:
+                dataset = self._sources.streams[self.streams[stream]]
+                self._skipped.append(
+                    {
+                        "lane": lane,
+                        "stream": dataset.name,
+                        "file": dataset.index.raw[shard].file,
+                        "epoch": epoch,
+                        "position": position,
+                    }
+                )
 
-    def _in_order(self) -> Iterator[Row]:
-        """Yield this rank's rows in the run's order, from its workers in turn."""
+    def _in_order(self, span: Span) -> Generator[Row, None, None]:
+        """Yield this rank's rows of a phase in the run's order, from its workers in turn."""
         local_lanes = self._recipe.data.lanes // self._world_size
         workers = min(self._recipe.data.workers, local_lanes)
         self._sources.open_shards.close()  # processes that are begun below would keep them open
-        together = max(1, MESSAGE_TOKENS // self._phase.row_tokens) if workers else 1
+        together = max(1, MESSAGE_TOKENS // span.phase.row_tokens) if workers else 1
         sources = [
             _LaneRows(
                 self._recipe,
-                self._phase,
-                self._first_row,
+                span,
                 self._sources,
                 self._rank,
                 self._world_size,
@@ -198,19 +226,23 @@ class Loader:
             )
             for n in range(max(1, workers))
         ]
-        iterators = [
-            chain.from_iterable(_in_worker(source) if workers else source) for source in sources
-        ]
-        number = self._rows + self._rank
-        while True:
-            local_lane = number % self._recipe.data.lanes // self._world_size
-            row = next(iterators[local_lane % len(iterators)])
-            assert row.number == number, (row.number, number)
-            yield row
-            number += self._world_size
+        with ExitStack() as running:
+            iterators = [
+                chain.from_iterable(
+                    running.enter_context(closing(_in_worker(source))) if workers else source
+                )
+                for source in sources
+            ]
+            number = self._rows + self._rank
+            while True:
+                local_lane = number % self._recipe.data.lanes // self._world_size
+                row = next(iterators[local_lane % len(iterators)])
+                assert row.number == number, (row.number, number)
+                yield row
+                number += self._world_size
 
 
-def _in_worker(source: _LaneRows) -> Iterator[list[Row]]:
+def _in_worker(source: _LaneRows) -> Generator[list[Row], None, None]:
     """Run a source in a process of its own; an exception there is raised here."""
     messages = DataLoader(
         _Told(source),
@@ -218,7 +250,7 @@ def _in_worker(source: _LaneRows) -> Iterator[list[Row]]:
         num_workers=1,
         prefetch_factor=PREFETCHED_MESSAGES,
         collate_fn=_as_is,
-        generator=Generator(),  # the default would draw from torch's global one
+        generator=torch.Generator(),  # the default would draw from torch's global one
         worker_init_fn=partial(_end_with, os.getpid()),
     )
     try:
@@ -283,8 +315,7 @@ class _LaneRows(IterableDataset):
     def __init__(
         self,
         recipe: Recipe,
-        phase: PhaseConfig,
-        first_row: int,
+        span: Span,
         sources: Sources,
         rank: int,
         world_size: int,
@@ -295,8 +326,7 @@ class _LaneRows(IterableDataset):
         together: int,
     ) -> None:
         self._recipe = recipe
-        self._phase = phase
-        self._first_row = first_row
+        self._span = span
         self._sources = sources
         self._rank = rank
         self._world_size = world_size
@@ -313,8 +343,9 @@ class _LaneRows(IterableDataset):
 
     def _rows(self) -> Iterator[Row]:
         recipe, sources, data = self._recipe, self._sources, self._recipe.data
+        span = self._span
         setting = LaneSetting.of(
-            recipe.seed, data, self._phase, self._first_row, sources.streams, sources.tokenizer
+            recipe.seed, data, span.phase, span.first_row, sources.streams, sources.tokenizer
         )
         sources.open_shards.limit = max(1, data.shards_open_per_rank // self._workers)
         own = len(range(self._worker, data.lanes // self._world_size, self._workers))

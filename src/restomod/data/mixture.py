@@ -94,7 +94,7 @@ def epochs(
     read = dict.fromkeys(datasets, 0.0)
     for phase in phases:
         for name, share in token_shares(phase, datasets).items():
-            read[name] += share * phase.steps * phase.batch_slots / datasets[name].attributes.tokens
+            read[name] += share * phase.total_slots / datasets[name].attributes.tokens
     return read
 
 

@@ -63,7 +63,7 @@ def open_sources(recipe: Recipe, world_size: int = 1) -> Sources:
     streams = open_all("data", {n: s for n, s in recipe.data.streams.items() if n in named})
     heldout = open_all("evaluation", recipe.evaluation.streams)
     if not problems:
-        problems += exhausted(recipe.phases, streams)
+        problems += exhausted(recipe.trained_phases, streams)
         problems += working_set(recipe, streams, world_size).problems(recipe.data)
     if problems:
         raise UserError("\n".join(problems))

@@ -55,7 +55,7 @@ def working_set(
     node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", min(world_size, NODE_RANKS)))
     processes = max(1, min(data.workers, lanes))
     most = WorkingSet(0, 0)
-    for phase in recipe.phases:
+    for phase in recipe.trained_phases:
         drawn = [streams[name] for name, share in phase.mixture.items() if share > 0]
         shards = [len(dataset.shard_documents) for dataset in drawn]
         opened = sum(min(lanes * 2 * data.shuffle_shards, processes * count) for count in shards)

@@ -22,8 +22,8 @@ from restomod.model.encoder import MaskedLM
 from restomod.tools.export import how_to_load
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model, run_recipe
-from restomod.train.builder import unigram
 from restomod.train.evaluation import evaluate, heldout_batches
+from restomod.train.initial import unigram
 
 CONTEXT = 32
 """Tokens of a fill-mask example."""
@@ -53,7 +53,7 @@ def evaluation(model: MaskedLM, recipe: Recipe, sources: Sources) -> dict[str, A
     "fill_mask": [text, expected, predictions]}; losses in nats a predicted token, on the same
     positions.
     """
-    phase: PhaseConfig = recipe.phases[-1]
+    phase: PhaseConfig = recipe.trained_phases[-1]
     batches = heldout_batches(recipe, phase, sources)
     results: dict[str, dict[str, float]] = evaluate(model, batches)
     shares = unigram(phase, sources, sources.tokenizer.vocab_size)

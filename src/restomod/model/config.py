@@ -18,6 +18,8 @@ class EncoderConfig(ModelConfig):
     """Rows of the embedding; at least the tokenizer's size."""
     rope_base_global: float = 160_000.0
     """RoPE base of the global layers; a phase may change it on a living model."""
+    rope_base_local: float = 10_000.0
+    """RoPE base of the local layers, likewise."""
     causal: bool = False
     """Whether a token sees only itself and those before it (Ettin's decoders)."""
     max_sequence_length: int = 8192

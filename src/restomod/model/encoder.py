@@ -161,16 +161,29 @@ class MaskedLM(nn.Module):
         self.z_loss = 0.0
         self.origin: Origin | None = None
 
-    def compute_as(self, compute: ComputeConfig, z_loss: float = 0.0) -> None:
-        """Take over how to compute (attention kernel, recomputation, size of the logits' pieces)
-        and the weight of the z-loss."""
+    def compute_as(self, compute: ComputeConfig) -> None:
+        """Take over how to compute: attention kernel, recomputation, size of the logits' pieces."""
         self.encoder.kernel = compute.attention
         self.logits_mb = compute.logits_mb
-        self.z_loss = z_loss
         for n, layer in enumerate(self.encoder.layers):
             recomputed = compute.recompute_every and n % compute.recompute_every == 0
             assert isinstance(layer, Block)
             layer.keeps = _keeping(compute.recompute_keep) if recomputed else None
+
+    def enter_phase(
+        self,
+        rope_base_global: float,
+        rope_base_local: float,
+        max_sequence_length: int,
+        causal: bool,
+        z_loss: float,
+    ) -> None:
+        """Take over what a phase of training sets; every batch from here on is computed so."""
+        self.config.rope_base_global = rope_base_global
+        self.config.rope_base_local = rope_base_local
+        self.config.max_sequence_length = max_sequence_length
+        self.config.causal = causal
+        self.z_loss = z_loss
 
     def forward(self, batch: Mapping[str, Any]) -> LossSums:
         """Return the sums of a packed batch's loss.

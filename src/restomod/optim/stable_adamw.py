@@ -179,8 +179,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": weight_decay, "decays": True},
+        {"params": vectors, "weight_decay": 0.0, "decays": False},
     ]
 
 

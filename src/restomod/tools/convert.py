@@ -22,7 +22,7 @@ def describe_import(folder: Path) -> str:
     return (
         f"# {folder}: {parameters:,} parameters, vocabulary {config.vocab_size:,}, documents of up "
         f"to {config.max_sequence_length:,} tokens.\n"
-        "# The part of a recipe that trains it further; rope_base_global belongs to the phase.\n"
+        "# The part of a recipe that trains it further; RoPE bases belong to the phase.\n"
         + yaml.safe_dump(_recipe_part(model, folder), sort_keys=False)
     )
 
@@ -40,7 +40,12 @@ def _recipe_part(model: MaskedLM, folder: Path) -> dict[str, object]:
         **tokenizer,
         "model": changed,
         "init": {"weights": str(folder)},
-        "phases": [{"rope_base_global": model.config.rope_base_global}],
+        "phases": [
+            {
+                "rope_base_global": model.config.rope_base_global,
+                "rope_base_local": model.config.rope_base_local,
+            }
+        ],
     }
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from restomod.config import Recipe
 from restomod.data.loader import Loader
-from restomod.data.sources import open_sources
+from restomod.data.sources import Sources, open_sources
+from restomod.timeline import Origin, Timeline
 from restomod.train.manifest import fingerprint, state_before
+from restomod.train.start import find_start
 
 
 def inspect_steps(
@@ -21,15 +24,15 @@ def inspect_steps(
     Where the recipe's run has a checkpoint before them, written with the same recipe and data, it
     goes on from there; otherwise it steps through what comes before.
 
-    Fields: step, rows, tokens (slots that are not padding), documents (chunks), packing_efficiency,
-    data_digest (as metrics.jsonl has it) and mixture (share of tokens by stream).
+    Fields: step, phase, rows, tokens (slots that are not padding), documents (chunks),
+    packing_efficiency, data_digest (as metrics.jsonl has it) and mixture (share of tokens by
+    stream).
     """
-    phase = recipe.phases[0]
     sources = open_sources(recipe, world_size)
-    found = state_before(recipe.run_folder, first, recipe, fingerprint(sources))
-    begun, state = found or (0, None)
+    timeline, begun, state = _place_before(recipe, sources, first)
     loaders = [
-        Loader(recipe, phase, sources, rank, world_size, state) for rank in range(world_size)
+        Loader(recipe, sources, rank, world_size, state, timeline=timeline)
+        for rank in range(world_size)
     ]
     batches = [iter(loader) for loader in loaders]
     for step in range(begun, last):
@@ -44,6 +47,7 @@ def inspect_steps(
         digest = sum(f.digest for f in facts) % 2**64
         line = {
             "step": step + 1,
+            "phase": timeline.at(step).phase.name,
             "rows": rows,
             "tokens": tokens,
             "documents": documents,
@@ -57,10 +61,26 @@ def inspect_steps(
         yield json.dumps(line) if as_json else _as_text(line)
 
 
+def _place_before(
+    recipe: Recipe, sources: Sources, step: int
+) -> tuple[Timeline, int, dict[str, Any] | None]:
+    """Return the run's timeline, and the steps that are done and the loader's state at the last
+    checkpoint at or before `step`."""
+    found = state_before(recipe.run_folder, step, recipe, fingerprint(sources))
+    if found:
+        manifest, state = found
+        timeline = Timeline(recipe.trained_phases, Origin(**manifest["origin"]))
+        return timeline, manifest["step"], state
+    if recipe.start.fork or recipe.start.checkpoint:
+        start = find_start(recipe, sources)
+        return start.timeline, start.step, start.loader_state()
+    return Timeline(recipe.trained_phases), 0, None
+
+
 def _as_text(line: dict) -> str:
     mixture = ", ".join(f"{name} {share:.1%}" for name, share in line["mixture"].items())
     return (
-        f"step {line['step']}: {line['rows']} rows, {line['tokens']:,} tokens of "
+        f"{line['phase']} step {line['step']}: {line['rows']} rows, {line['tokens']:,} tokens of "
         f"{line['documents']} documents, {line['packing_efficiency']:.2%} full, "
         f"{mixture}, digest {line['data_digest']}"
     )

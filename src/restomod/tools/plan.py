@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from restomod.config import PhaseConfig, Recipe
+import math
+
+from restomod.config import PhaseConfig, Recipe, parse_slots
 from restomod.data.mixture import exhausted, token_shares
 from restomod.data.mlm import predicted_slots
 from restomod.data.rows import SpecialTokens
@@ -11,9 +13,10 @@ from restomod.data.tokenizer import Tokenizer, load_tokenizer
 from restomod.data.working_set import working_set
 from restomod.errors import UserError
 from restomod.model.memory import parameters, step_memory
-from restomod.optim.schedules import step_factor
+from restomod.optim.schedules import decay_of_weights, peak_lr
+from restomod.timeline import Timeline
+from restomod.tools.schedule_plots import schedule_plots
 
-PLOT_COLUMNS, PLOT_ROWS = 60, 6
 REPEATS = 4
 """Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""
 
@@ -45,12 +48,14 @@ def plan(recipe: Recipe, world_size: int) -> str:
     streams, missing = _open_streams(recipe, tokenizer)
     if not missing:
         lines += _data(recipe, streams, world_size)
-    for phase in recipe.phases:
+    timeline = Timeline(recipe.trained_phases)
+    for phase in recipe.trained_phases:
         lines += _phase(recipe, phase, world_size)
         lines += [f"  {line}" for line in _mixture(recipe, phase, streams, missing)]
-        lines += [f"  {line}" for line in _plot(phase)]
         if vocab_size:
             lines += [f"  {line}" for line in _memory(recipe, phase, vocab_size)]
+    lines += ["schedules over the run's slots:"]
+    lines += [f"  {line}" for line in schedule_plots(timeline, recipe.optimizer)]
     return "\n".join(lines) + "\n"
 
 
@@ -72,7 +77,7 @@ def _open_streams(
 def _data(recipe: Recipe, streams: dict[str, ShardedDataset], world_size: int) -> list[str]:
     data = recipe.data
     needed = working_set(recipe, streams, world_size)
-    problems = exhausted(recipe.phases, streams) + needed.problems(data)
+    problems = exhausted(recipe.trained_phases, streams) + needed.problems(data)
     if problems:
         raise UserError("\n".join(problems))
     cached = [dataset for dataset in streams.values() if dataset.cached]
@@ -93,15 +98,38 @@ def _phase(recipe: Recipe, phase: PhaseConfig, world_size: int) -> list[str]:
     micro_batches = phase.batch_rows // world_size // phase.micro_batch_rows
     lines = [
         f"phase {phase.name}: {phase.steps:,} steps of {phase.batch_slots:,} slots "
-        f"({phase.batch_rows} rows of {phase.row_tokens:,}), "
-        f"{phase.steps * phase.batch_slots:,} in all",
+        f"({phase.batch_rows} rows of {phase.row_tokens:,}), {phase.total_slots:,} in all",
+        *_batch_warmup(recipe, phase),
         f"  each of {world_size} ranks: {micro_batches} micro-batches of "
         f"{phase.micro_batch_rows} rows; {recipe.data.lanes} lanes, "
         f"{recipe.data.lanes // world_size} of them each",
         f"  sequence length {phase.sequence_length:,}, mask rate {_rates(phase)}, "
-        f"peak learning rate {recipe.optimizer.lr:g}",
+        f"peak learning rate {peak_lr(phase, recipe.optimizer):g}, "
+        f"weight decay {decay_of_weights(phase, recipe.optimizer):g}, "
+        f"RoPE base {phase.rope_base_global:g} global, {phase.rope_base_local:g} local",
     ]
     return lines
+
+
+def _batch_warmup(recipe: Recipe, phase: PhaseConfig) -> list[str]:
+    """Say what batch warm-up was asked for and what comes of it, and for which ranks."""
+    batches = phase.batches
+    shared = math.gcd(*batches.distinct) // phase.micro_batch_rows
+    ranks = [n for n in range(1, shared + 1) if shared % n == 0 and recipe.data.lanes % n == 0]
+    lines = []
+    if batches.warmup:
+        sizes = ", ".join(map(str, batches.distinct[:-1]))
+        asked = parse_slots(phase.batch_warmup.slots)
+        lines += [
+            f"  batch warm-up: {sizes} rows for {batches.steps_each:,} steps each, "
+            f"{batches.warmup_rows * phase.row_tokens:,} slots ({asked:,} were asked)"
+        ]
+    row = phase.micro_batch_rows
+    return [
+        *lines,
+        f"  runs on {', '.join(map(str, ranks))} ranks; the smallest batch of n ranks is "
+        f"n x {row} row{'s' if row > 1 else ''}, {row * phase.row_tokens:,} slots for each rank",
+    ]
 
 
 def _memory(recipe: Recipe, phase: PhaseConfig, vocab_size: int) -> list[str]:
@@ -144,7 +172,7 @@ def _mixture(
         data = streams[name]
         tokens = data.attributes.tokens
         counted = "" if data.attributes.exact else "about "
-        times = share * phase.steps * phase.batch_slots / tokens if known else 0.0
+        times = share * phase.total_slots / tokens if known else 0.0
         lines.append(
             f"{asked}; {data.documents:,} documents, {counted}{tokens:,} tokens (from "
             f"{data.attributes.source}), {times:.2f} epochs of at most {data.max_epochs:g}"
@@ -169,14 +197,3 @@ def _mixture(
                 "data.tokens_per_document_min"
             )
     return lines
-
-
-def _plot(phase: PhaseConfig) -> list[str]:
-    """Draw the learning rate over the phase, as a share of its peak."""
-    columns = min(PLOT_COLUMNS, phase.steps)
-    values = [step_factor(int(n * phase.steps / columns), phase) for n in range(columns)]
-    lines = ["learning rate over the phase:"]
-    for row in range(PLOT_ROWS, 0, -1):
-        level = (row - 0.5) / PLOT_ROWS
-        lines.append("|" + "".join("#" if value >= level else " " for value in values).rstrip())
-    return [*lines, "+" + "-" * columns]

@@ -10,47 +10,36 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from composer import Callback, DataSpec, Logger, State, Trainer
+from composer import Callback, DataSpec, Trainer
 from composer.utils import dist
 
-from restomod.config import ModelConfig, PhaseConfig, Recipe
+from restomod.config import Recipe
 from restomod.data.batch import Batch
 from restomod.data.loader import Loader, explain
-from restomod.data.mixture import token_shares
 from restomod.data.sources import Sources
-from restomod.data.tokenizer import Tokenizer
-from restomod.errors import UserError
 from restomod.model.attention import choose_backend
 from restomod.model.compile import check_compiler, compile_model, compiles
-from restomod.model.config import EncoderConfig
 from restomod.model.cpu import keep_freed_memory
-from restomod.model.encoder import MaskedLM
-from restomod.model.init import initialize, set_decoder_bias
-from restomod.optim.schedules import step_factor
+from restomod.optim.schedules import peak_lr
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
-from restomod.recipe import save_recipe
 from restomod.tools.report import write_report
-from restomod.tools.runs import load_model
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
-from restomod.train.evaluation import Evaluation, heldout_batches
+from restomod.train.evaluation import Evaluation
+from restomod.train.folder import begin_run_folder
 from restomod.train.hardware import choose_device, peak_flops
-from restomod.train.manifest import (
-    check_unchanged,
-    fingerprint,
-    load_loader_state,
-    newest_checkpoint,
-)
+from restomod.train.initial import build_model
+from restomod.train.manifest import fingerprint
 from restomod.train.metrics import MetricsLog, StepMetrics
 from restomod.train.module import GlobalMean, TrainedModel
+from restomod.train.phases import Phases
 from restomod.train.progress import Progress
+from restomod.train.start import Start, find_start
 
 log = logging.getLogger(__name__)
 
@@ -61,86 +50,66 @@ class PreparedRun:
 
     recipe: Recipe
     sources: Sources
-    heldout: dict[str, list[Batch]]
-    resumed: tuple[Path, dict[str, Any]] | None
-    """Newest checkpoint of the run and its manifest."""
-    changed: list[str]
-    """Guarded keys that changed since, as resume.allow permits."""
-
-
-class Schedule(Callback):
-    """Sets each step's learning rate from the phase's schedule."""
-
-    def __init__(self, lr: float, phase: PhaseConfig) -> None:
-        self._lr = lr
-        self._phase = phase
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        lr = self._lr * step_factor(state.timestamp.batch.value, self._phase)
-        for group in state.optimizers[0].param_groups:
-            group["lr"] = lr
+    start: Start
 
 
 def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
-    """Find what to resume from and read the held-out rows; raises UserError, writes nothing but
-    unpacked shards into the cache."""
+    """Find what the run begins from; raises UserError, writes nothing."""
     check_compute(recipe, choose_device(recipe))
-    resumed = newest_checkpoint(recipe.run_folder)
-    changed = []
-    if resumed:
-        changed = check_unchanged(resumed[1], recipe, fingerprint(sources))
-    heldout = heldout_batches(
-        recipe, recipe.phases[0], sources, dist.get_global_rank(), dist.get_world_size()
-    )
-    return PreparedRun(recipe, sources, heldout, resumed, changed)
+    return PreparedRun(recipe, sources, find_start(recipe, sources))
 
 
 def train(run: PreparedRun, started: float) -> None:
-    """Train the run to its end, from its newest checkpoint if there is one.
+    """Train the run to its end, from where it begins.
 
     `started` is the monotonic time at which the command began, in seconds.
     """
-    recipe, phase, sources = run.recipe, run.recipe.phases[0], run.sources
-    if run.resumed and run.resumed[1]["step"] >= phase.steps:
-        log.info("%s: the run is complete at step %d", recipe.run_folder, run.resumed[1]["step"])
+    recipe, sources, start = run.recipe, run.sources, run.start
+    timeline = start.timeline
+    if start.folder and start.step >= timeline.end_step:
+        log.info("%s: the run is complete at step %d", recipe.run_folder, start.step)
         return
+    phase = timeline.at(start.step).phase
     device = choose_device(recipe)
     _set_up_process(device)
     clock = RunClock()
     metrics = MetricsLog(recipe.run_folder / "metrics.jsonl", clock)
     loader = Loader(
         recipe,
-        phase,
         sources,
         dist.get_global_rank(),
         dist.get_world_size(),
-        load_loader_state(run.resumed[0]) if run.resumed else None,
+        start.loader_state(),
         pin_memory=device == "cuda",
+        timeline=timeline,
     )
+    evaluation = Evaluation(recipe, sources, timeline, clock, metrics)
+    evaluation.prepare(phase)  # mistakes in its data show before the model is built
     model = build_model(recipe, phase, sources)
-    model.compute_as(recipe.compute, phase.z_loss)
+    model.compute_as(recipe.compute)
     compiled = compiles(recipe.compute, device)
     if compiled:
         compile_model(model, device, Path(recipe.cache_dir))
     optimizer = StableAdamW(
         parameter_groups(model, recipe.optimizer.weight_decay),
-        lr=recipe.optimizer.lr,
-        lr_max=recipe.optimizer.lr,
+        lr=peak_lr(phase, recipe.optimizer),
+        lr_max=peak_lr(phase, recipe.optimizer),
         betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
         eps=recipe.optimizer.eps,
         compiled=compiled,
     )
     steps = StepMetrics(
-        recipe, phase, model.config, loader, sources, peak_flops(device), clock, metrics
+        recipe, timeline, model.config, loader, sources, peak_flops(device), clock, metrics
     )
-    callbacks: list[Callback] = [Schedule(recipe.optimizer.lr, phase), GlobalMean(), steps]
-    if run.heldout:
-        every = recipe.evaluation.every_steps
-        callbacks.append(Evaluation(every, run.heldout, clock, metrics))
-    identity = fingerprint(sources)
-    callbacks.append(Checkpointing(recipe, loader, identity, clock, metrics, run.resumed))
-    callbacks.append(Progress(phase, steps, started))
-    _begin_run_folder(run, clock, metrics)
+    callbacks: list[Callback] = [
+        Phases(timeline, recipe.optimizer),
+        GlobalMean(),
+        steps,
+        evaluation,
+        Checkpointing(recipe, timeline, loader, fingerprint(sources), clock, metrics, start),
+        Progress(timeline, steps, started),
+    ]
+    begin_run_folder(recipe, sources, start, clock, metrics)
     trainer = Trainer(
         model=TrainedModel(model),
         train_dataloader=DataSpec(
@@ -149,7 +118,7 @@ def train(run: PreparedRun, started: float) -> None:
             get_num_samples_in_batch=_rows,
             get_num_tokens_in_batch=_slots,
         ),
-        max_duration=f"{phase.steps}ba",
+        max_duration=f"{timeline.end_step}ba",
         spin_dataloaders=False,
         optimizers=optimizer,
         callbacks=callbacks,
@@ -181,68 +150,6 @@ def check_compute(recipe: Recipe, device: str) -> None:
         check_compiler(device)
 
 
-def build_model(recipe: Recipe, phase: PhaseConfig, sources: Sources) -> MaskedLM:
-    """Return the recipe's model with its initial weights, on the CPU."""
-    config = encoder_config(recipe, phase, sources.tokenizer)
-    source = load_model(recipe.init.weights) if recipe.init.weights else None
-    if source:
-        if source.config.vocab_size >= sources.tokenizer.size:
-            config.vocab_size = source.config.vocab_size  # which may be padded otherwise than ours
-        _check_shape(source.config, config, recipe.init.weights)
-    model = MaskedLM(config)
-    if source:
-        model.load_state_dict(source.state_dict())
-    else:
-        initialize(model, recipe.seed)
-    if recipe.init.log_unigram_bias:
-        shares = unigram(phase, sources, config.vocab_size)
-        set_decoder_bias(model, torch.from_numpy(np.log(shares)).float())
-    return model
-
-
-def _check_shape(theirs: EncoderConfig, config: EncoderConfig, path: str) -> None:
-    """Raise UserError naming what differs between the model of init.weights and the recipe's."""
-    shape = {field.name for field in dataclasses.fields(ModelConfig)} - {"attention_dropout"}
-    differing = [
-        f"{name}: {getattr(theirs, name)} there, {getattr(config, name)} here"
-        for name in [*sorted(shape), "vocab_size"]
-        if getattr(theirs, name) != getattr(config, name)
-    ]
-    if differing:
-        raise UserError(
-            f"init.weights: {path} is another model than the recipe's:\n  "
-            + "\n  ".join(differing)
-            + "\n`restomod tile` makes larger models from smaller ones"
-        )
-
-
-def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> EncoderConfig:
-    """Return the encoder's shape: the recipe's, with what the tokenizer and the phase add."""
-    return EncoderConfig(
-        **dataclasses.asdict(recipe.model),
-        vocab_size=tokenizer.vocab_size,
-        rope_base_global=phase.rope_base_global,
-        max_sequence_length=phase.sequence_length,
-        pad_id=tokenizer.pad_id,
-        cls_id=tokenizer.cls_id,
-        sep_id=tokenizer.sep_id,
-        seed=recipe.seed,
-        causal=phase.objective == "clm",
-    )
-
-
-def unigram(phase: PhaseConfig, sources: Sources, vocab_size: int) -> np.ndarray:
-    """Return the share of each id among the mixture's tokens, [vocab_size], smoothed by half a
-    count so that none is zero."""
-    shares = np.zeros(vocab_size)
-    size = 0
-    for name, share in token_shares(phase, sources.streams).items():
-        counts = sources.streams[name].token_counts(len(shares))
-        size += counts.sum()
-        shares += share * counts / counts.sum()
-    return (shares * size + 0.5) / (size + 0.5 * len(shares))
-
-
 def _set_up_process(device: str) -> None:
     """What Composer expects of the environment, and the thread count that torch should keep."""
     if "GROUP_RANK" in os.environ:
@@ -251,60 +158,6 @@ def _set_up_process(device: str) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
     else:
         keep_freed_memory()
-
-
-def _begin_run_folder(run: PreparedRun, clock: RunClock, metrics: MetricsLog) -> None:
-    """Create the run's folder, or take its log back to the step that the run goes on from."""
-    if dist.get_global_rank() == 0:
-        folder = run.recipe.run_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        save_recipe(run.recipe, folder / "config.yaml")
-        _keep_tokenizer(Path(run.recipe.tokenizer), run.sources.tokenizer, folder / "tokenizer")
-    about = {
-        "world_size": dist.get_world_size(),
-        "asked": {
-            phase.name: token_shares(phase, run.sources.streams) for phase in run.recipe.phases
-        },
-        "stream_domains": {name: dataset.domain for name, dataset in run.sources.streams.items()},
-    }
-    if run.resumed:
-        manifest = run.resumed[1]
-        clock.before_s = manifest["time_s"]
-        metrics.rewind(manifest["step"])
-        metrics.write(
-            "resume",
-            step=manifest["step"],
-            from_step=manifest["step"],
-            changed=run.changed,
-            **about,
-        )
-        log.info("resuming from %s", run.resumed[0])
-    else:
-        metrics.rewind(-1)
-        metrics.write("start", step=0, **about)
-
-
-def _keep_tokenizer(source: Path, tokenizer: Tokenizer, folder: Path) -> None:
-    """Keep the tokenizer's files with the run, for export; a bare tokenizer.json gets the
-    configuration that tells transformers which special token plays which role."""
-    folder.mkdir(exist_ok=True)
-    if source.is_dir():
-        for file in source.iterdir():
-            if file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja"):
-                shutil.copyfile(file, folder / file.name)
-    else:
-        shutil.copyfile(source, folder / "tokenizer.json")
-    config = folder / "tokenizer_config.json"
-    if not config.exists():
-        ids = {
-            "cls_token": tokenizer.cls_id,
-            "sep_token": tokenizer.sep_id,
-            "pad_token": tokenizer.pad_id,
-            "mask_token": tokenizer.mask_id,
-            "unk_token": tokenizer.unk_id,
-        }
-        names = {k: tokenizer.backend.id_to_token(i) for k, i in ids.items() if i is not None}
-        config.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
 
 
 def _loggers(recipe: Recipe) -> list[Any]:

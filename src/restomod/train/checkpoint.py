@@ -28,37 +28,42 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from restomod.config import Recipe
 from restomod.data.loader import Loader
+from restomod.timeline import Timeline
 from restomod.train.clock import RunClock
-from restomod.train.manifest import FORMAT, guarded, hash_file
+from restomod.train.manifest import FORMAT, guarded, hash_file, place
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
+from restomod.train.start import Start
 
 log = logging.getLogger(__name__)
 
 
 class Checkpointing(Callback):
-    """Saves every `every_steps` steps and at the end; loads what the run is resumed from."""
+    """Saves every `every_steps` steps and at the end of every phase; loads what the run begins
+    from."""
 
     def __init__(
         self,
         recipe: Recipe,
+        timeline: Timeline,
         loader: Loader,
         identity: dict[str, str],
         clock: RunClock,
         metrics: MetricsLog,
-        resumed: tuple[Path, dict[str, Any]] | None,
+        start: Start,
     ) -> None:
         self._recipe = recipe
+        self._timeline = timeline
         self._loader = loader
         self._identity = identity
         self._clock = clock
         self._metrics = metrics
-        self._resumed = resumed
+        self._start = start
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        if self._resumed is None:
+        folder, manifest = self._start.folder, self._start.manifest
+        if folder is None:
             return
-        folder, manifest = self._resumed
         module = unwrap(state)
         weights, moments = get_state_dict(module.model, state.optimizers)
         parts: dict[str, Any] = {"model": weights, "optimizer": moments}
@@ -78,7 +83,7 @@ class Checkpointing(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
-        if step % self._recipe.checkpoint.every_steps == 0 or state.get_elapsed_duration() >= 1:  # type: ignore[operator]
+        if step % self._recipe.checkpoint.every_steps == 0 or self._timeline.ends_phase(step):
             with self._clock.pause():
                 self._save(state, step)
 
@@ -123,7 +128,7 @@ class Checkpointing(Callback):
         manifest = {
             "format": FORMAT,
             "step": step,
-            "phase": self._recipe.phases[0].name,
+            **place(self._timeline, step),
             "time_s": self._clock.now_s(),
             "world_size": dist.get_world_size(),
             "timestamp": state.timestamp.state_dict(),

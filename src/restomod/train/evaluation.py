@@ -17,6 +17,7 @@ from restomod.data.batch import Batch, collate
 from restomod.data.heldout import heldout_rows
 from restomod.data.sources import Sources
 from restomod.model.encoder import MaskedLM
+from restomod.timeline import Timeline
 from restomod.train.clock import RunClock
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
@@ -86,27 +87,42 @@ def _means(sums: list[float]) -> dict[str, float]:
 
 
 class Evaluation(Callback):
-    """Evaluates every `every_steps` steps and at the end."""
+    """Evaluates every `evaluation.every_steps` steps, when a phase ends, and at the end; on rows of
+    the phase's shape."""
 
     def __init__(
         self,
-        every_steps: int,
-        batches: dict[str, list[Batch]],
+        recipe: Recipe,
+        sources: Sources,
+        timeline: Timeline,
         clock: RunClock,
         metrics: MetricsLog,
     ) -> None:
-        self._every = every_steps
-        self._batches = batches
+        self._recipe = recipe
+        self._sources = sources
+        self._timeline = timeline
         self._clock = clock
         self._metrics = metrics
+        self._phase = ""
+        self._batches: dict[str, list[Batch]] = {}
+
+    def prepare(self, phase: PhaseConfig) -> None:
+        """Read the rows of a phase, unless they are there."""
+        if phase.name != self._phase:
+            self._batches = heldout_batches(
+                self._recipe, phase, self._sources, dist.get_global_rank(), dist.get_world_size()
+            )
+            self._phase = phase.name
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
-        if step % self._every and state.get_elapsed_duration() < 1:  # type: ignore[operator]
+        due = step % self._recipe.evaluation.every_steps == 0 or self._timeline.ends_phase(step)
+        if not due or not self._sources.heldout:
             return
         with self._clock.pause():
+            self.prepare(self._timeline.at(step - 1).phase)
             results = evaluate(unwrap(state).model, self._batches)
-        self._metrics.write("eval", step=step, domains=results)
+        self._metrics.write("eval", step=step, phase=self._phase, domains=results)
         logger.log_metrics(
             {f"eval/{d}/{key}": v for d, values in results.items() for key, v in values.items()}
         )

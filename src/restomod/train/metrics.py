@@ -14,13 +14,14 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
 
-from restomod.config import PhaseConfig, Recipe
+from restomod.config import Recipe
 from restomod.data.loader import BatchFacts, Loader
 from restomod.data.sources import Sources
 from restomod.data.state import COUNTERS
 from restomod.model.config import EncoderConfig
 from restomod.model.flops import flops_per_token
 from restomod.optim.stable_adamw import gradient_norm
+from restomod.timeline import Timeline
 from restomod.train.clock import RunClock
 from restomod.train.module import unwrap
 
@@ -63,7 +64,7 @@ class StepMetrics(Callback):
     def __init__(
         self,
         recipe: Recipe,
-        phase: PhaseConfig,
+        timeline: Timeline,
         config: EncoderConfig,
         loader: Loader,
         sources: Sources,
@@ -72,7 +73,7 @@ class StepMetrics(Callback):
         metrics: MetricsLog,
     ) -> None:
         self._every = recipe.logging.every_steps
-        self._phase = phase
+        self._timeline = timeline
         self._config = config
         self._loader = loader
         datasets = [sources.streams[name] for name in loader.streams]
@@ -156,10 +157,11 @@ class StepMetrics(Callback):
         if skipped:
             self._log_skipped(step)
         loss, correct, predicted = sums.tolist()
+        span = self._timeline.at(step - 1)
         return {
             "step": step,
-            "phase": self._phase.name,
-            "tokens": step * self._phase.batch_slots,
+            "phase": span.phase.name,
+            "tokens": span.slots_before(step),
             "real_tokens": real_total,
             "masked_tokens": masked_total,
             "documents": documents,

@@ -10,7 +10,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 from tqdm import tqdm
 
-from restomod.config import PhaseConfig
+from restomod.timeline import Timeline
 from restomod.train.metrics import StepMetrics
 
 log = logging.getLogger(__name__)
@@ -21,8 +21,8 @@ LINE_EVERY_S = 10.0
 class Progress(Callback):
     """Shows step, loss, tokens/s and the time left, on rank 0."""
 
-    def __init__(self, phase: PhaseConfig, steps: StepMetrics, started: float) -> None:
-        self._phase = phase
+    def __init__(self, timeline: Timeline, steps: StepMetrics, started: float) -> None:
+        self._timeline = timeline
         self._steps = steps
         self._started = started
         self._first_step_seen = False
@@ -37,10 +37,10 @@ class Progress(Callback):
         if self._bar is None and dist.get_global_rank() == 0:
             self._first = state.timestamp.batch.value
             self._bar = tqdm(
-                total=self._phase.steps,
+                total=self._timeline.end_step,
                 initial=self._first,
                 unit="step",
-                desc=self._phase.name,
+                desc=self._timeline.at(self._first).phase.name,
                 disable=None,
                 dynamic_ncols=True,
                 smoothing=0.05,
@@ -54,7 +54,9 @@ class Progress(Callback):
             self._first_step_seen = True
             log.info("first step done %.1f s after the start", time.monotonic() - self._started)
         last = self._steps.last
+        name = self._timeline.at(step - 1).phase.name
         if not self._bar.disable:
+            self._bar.set_description(name, refresh=False)
             if last:
                 self._bar.set_postfix(
                     loss=f"{last['loss']:.3f}",
@@ -62,15 +64,15 @@ class Progress(Callback):
                     refresh=False,
                 )
             self._bar.update()
-        elif last and (step == self._phase.steps or time.perf_counter() > self._line_at):
+        elif last and (step == self._timeline.end_step or time.perf_counter() > self._line_at):
             self._line_at = time.perf_counter() + LINE_EVERY_S
             pace = (time.perf_counter() - self._begin) / (step - self._first)
-            left = int(pace * (self._phase.steps - step))
+            left = int(pace * (self._timeline.end_step - step))
             log.info(
                 "%s step %d/%d: loss %.3f, %s tokens/s, %d:%02d left",
-                self._phase.name,
+                name,
                 step,
-                self._phase.steps,
+                self._timeline.end_step,
                 last["loss"],
                 f"{last['tokens_per_s']:,.0f}",
                 *divmod(left, 60),

@@ -324,7 +324,7 @@ def test_limit_just_at_the_working_set_is_enough(tiny, tmp_path):
         recipe = load_recipe(
             [path], [f"data.cache_limit_gb={needed / 1e9}", f"data.workers={workers}"]
         )
-        loader = Loader(recipe, recipe.phases[0], open_sources(recipe))
+        loader = Loader(recipe, open_sources(recipe))
         for _ in zip(range(30), loader, strict=False):
             pass
         files = Path(recipe.cache_dir).rglob("*.mds*")

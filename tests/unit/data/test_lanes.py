@@ -32,10 +32,7 @@ def opened(tiny, tmp_path):
 
 def digests(recipe, sources, steps, world_size=1, states=None):
     """Return the digests of some steps, and the merged state after them."""
-    loaders = [
-        Loader(recipe, recipe.phases[0], sources, rank, world_size, states)
-        for rank in range(world_size)
-    ]
+    loaders = [Loader(recipe, sources, rank, world_size, states) for rank in range(world_size)]
     batches = [iter(loader) for loader in loaders]
     found = []
     for _ in range(steps):
@@ -83,7 +80,7 @@ def test_batch_that_lanes_do_not_divide(opened):
 def test_delivered_waiting_and_skipped_make_up_the_cursor(opened):
     """Two epochs of the smallest stream, counted token by token."""
     recipe, sources = opened(data__workers=0)
-    loader = Loader(recipe, recipe.phases[0], sources)
+    loader = Loader(recipe, sources)
     batches = iter(loader)
     delivered: Counter = Counter()
     while min(s["streams"]["science"]["epoch"] for s in _states(loader)) < 2:
@@ -122,7 +119,7 @@ def _cursor(recipe, sources, name, lane, state):
 def test_rows_are_whole_and_padding_is_neither_masked_nor_counted(opened):
     recipe, sources = opened(data__workers=0, phases__row_tokens=512)
     phase, tokenizer = recipe.phases[0], sources.tokenizer
-    loader = Loader(recipe, phase, sources)
+    loader = Loader(recipe, sources)
     for _, (batch,) in zip(range(40), ([b] for bs in loader for b in bs), strict=False):
         ids, ends = batch["input_ids"].numpy(), batch["cu_seqlens"].numpy()
         lengths = np.diff(ends)
@@ -148,7 +145,7 @@ def test_rows_are_whole_and_padding_is_neither_masked_nor_counted(opened):
 
 def test_next_tokens_are_predicted_within_documents_only(opened):
     recipe, sources = opened(data__workers=0, phases__objective="clm")
-    loader = Loader(recipe, recipe.phases[0], sources)
+    loader = Loader(recipe, sources)
     for _, (batch,) in zip(range(10), ([b] for bs in loader for b in bs), strict=False):
         ids, labels = batch["input_ids"].numpy(), batch["labels"].numpy()
         positions = batch["masked_positions"].numpy()[labels != IGNORED]
@@ -174,7 +171,7 @@ def test_long_document_arrives_whole_and_empty_ones_are_counted(opened, tiny):
     for shard, count in enumerate(dataset.shard_documents):
         for n in range(count):
             expected.update(dataset.tokens(shard, n).tolist())
-    loader = Loader(recipe, recipe.phases[0], sources)
+    loader = Loader(recipe, sources)
     delivered: Counter = Counter()
     specials = set(sources.tokenizer.special_ids)
     for batches in loader:
@@ -208,7 +205,7 @@ def test_resume_opens_only_the_shards_of_waiting_and_coming_chunks(opened):
     _, state = digests(*opened(**changes), 30)
     recipe, sources = opened(**changes)
     dataset = sources.streams["code"]
-    loader = Loader(recipe, recipe.phases[0], sources, state=as_stored(state))
+    loader = Loader(recipe, sources, state=as_stored(state))
     next(iter(loader))
     (before,) = as_stored(state)["lanes"].values()
     (after,) = loader.state_dict()["lanes"].values()
@@ -224,7 +221,7 @@ def test_resume_opens_only_the_shards_of_waiting_and_coming_chunks(opened):
 
 def test_mixture_is_by_tokens(opened):
     recipe, sources = opened(data__workers=0, phases__mixture={"prose": 0.75, "science": 0.25})
-    loader = Loader(recipe, recipe.phases[0], sources)
+    loader = Loader(recipe, sources)
     tokens = np.zeros(2)
     for _, _ in zip(range(150), loader, strict=False):
         tokens += loader.facts.stream_tokens
@@ -250,4 +247,4 @@ def test_exception_in_a_worker_reaches_the_user(opened, tiny, tmp_path):
         cache_dir=str(tmp_path / "cache"),
     )
     with pytest.raises(UserError, match=r"stream prose.*damaged"):
-        next(iter(Loader(recipe, recipe.phases[0], sources)))
+        next(iter(Loader(recipe, sources)))

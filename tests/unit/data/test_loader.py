@@ -44,10 +44,7 @@ def load(tiny, tmp_path):
 
 def run(recipe, sources, steps, world_size=1, state=None):
     """Return the digests of some steps, the merged state after them and what was skipped."""
-    loaders = [
-        Loader(recipe, recipe.phases[0], sources, rank, world_size, state)
-        for rank in range(world_size)
-    ]
+    loaders = [Loader(recipe, sources, rank, world_size, state) for rank in range(world_size)]
     batches = [iter(loader) for loader in loaders]
     digests, skipped = [], []
     for _ in range(steps):
@@ -93,7 +90,7 @@ def children(pid):
 def test_killed_worker_is_explained(load, code):
     recipe, sources = load(code, "data.workers=2")
     before = set(children(os.getpid()))
-    batches = iter(Loader(recipe, recipe.phases[0], sources))
+    batches = iter(Loader(recipe, sources))
     next(batches)
     worker = min(set(children(os.getpid())) - before)
 
@@ -116,7 +113,7 @@ from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
 from restomod.recipe import load_recipe
 recipe = load_recipe([sys.argv[1]], ["data.workers=2"])
-for _ in Loader(recipe, recipe.phases[0], open_sources(recipe)):
+for _ in Loader(recipe, open_sources(recipe)):
     print("batch", flush=True)
 """
 

@@ -68,7 +68,7 @@ def digests(tiny, tmp_path):
             cache_dir=str(tmp_path / "cache"),
         )
         recipe = load_recipe([path], list(overrides))
-        loader = Loader(recipe, recipe.phases[0], open_sources(recipe))
+        loader = Loader(recipe, open_sources(recipe))
         found = [loader.facts.digest for _, _ in zip(range(6), loader, strict=False)]
         return DIGESTS.setdefault((folder, overrides), found)
 

@@ -6,7 +6,7 @@ from restomod.data.mlm import IGNORED
 from restomod.data.sources import open_sources
 from restomod.eval.heldout import CONTEXT, evaluation, fill_mask, unigram_baseline
 from restomod.recipe import load_recipe
-from restomod.train.builder import build_model, unigram
+from restomod.train.initial import build_model, unigram
 
 
 def test_unigram_baseline_is_the_cross_entropy_of_frequencies():

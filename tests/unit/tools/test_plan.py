@@ -46,7 +46,7 @@ def test_plan_warns_where_rows_are_closed_before_they_are_full(tiny, tmp_path):
 
 
 def test_parameters_are_those_of_the_model(tiny, tmp_path):
-    from restomod.train.builder import build_model
+    from restomod.train.initial import build_model
 
     recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml")])
     sources = open_sources(recipe)

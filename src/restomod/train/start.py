@@ -1,0 +1,93 @@
+"""What a run begins from: nothing, its own newest checkpoint, or one of another run.
+
+Enters: a recipe and the opened data. Leaves: the checkpoint, if there is one, and the run's
+timeline. Called by `builder.py`; imports no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from restomod.config import Recipe
+from restomod.data.sources import Sources
+from restomod.errors import UserError
+from restomod.recipe import FORK
+from restomod.timeline import Origin, Timeline
+from restomod.train.manifest import (
+    check_startable,
+    check_unchanged,
+    fingerprint,
+    load_loader_state,
+    newest_checkpoint,
+    verify,
+)
+
+
+@dataclass
+class Start:
+    """Where a run goes on from."""
+
+    timeline: Timeline
+    folder: Path | None = None
+    """The checkpoint; None: the run begins anew."""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    resumes: bool = False
+    """Whether the checkpoint is the run's own."""
+    changed: list[str] = field(default_factory=list)
+    """Guarded keys that differ from the checkpoint's, as resume.allow or a fork permits."""
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return int(self.manifest["step"]) if self.folder else 0
+
+    def loader_state(self) -> dict[str, Any] | None:
+        return load_loader_state(self.folder) if self.folder else None
+
+
+def find_start(recipe: Recipe, sources: Sources) -> Start:
+    """Return what the recipe's run begins from; raises UserError where it may not."""
+    own = newest_checkpoint(recipe.run_folder)
+    if own:
+        changed = check_unchanged(own[1], recipe, fingerprint(sources))
+        timeline = Timeline(recipe.trained_phases, Origin(**own[1]["origin"]))
+        return Start(timeline, *own, resumes=True, changed=changed)
+    start = recipe.start
+    if start.fork:
+        named = FORK.fullmatch(start.fork)
+        assert named
+        path = Path(named[1]) / "checkpoints" / f"step-{int(named[2]):08d}"
+        manifest = _whole(path)
+        timeline = Timeline(recipe.trained_phases, Origin(**manifest["origin"]))
+    elif start.checkpoint:
+        path = Path(start.checkpoint)
+        manifest = _whole(path)
+        origin = Origin(manifest["step"], manifest["rows"], manifest["slots"], start.checkpoint)
+        timeline = Timeline(recipe.trained_phases, origin)
+    else:
+        return Start(Timeline(recipe.trained_phases))
+    changed = check_startable(manifest, recipe, fingerprint(sources), str(path))
+    step, rows = manifest["step"], manifest["rows"]
+    if step > timeline.end_step:
+        raise UserError(f"{path}: its step {step} lies behind the recipe's {timeline.end_step}")
+    if timeline.at(step).rows_before(step) != rows:
+        raise UserError(
+            f"{path}: {rows} rows had been trained on in {step} steps, with the recipe's phases it "
+            f"would be {timeline.at(step).rows_before(step)}; keep slots and batches of the phases "
+            "before it"
+        )
+    return Start(timeline, path, manifest, changed=changed)
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """Return the manifest of a checkpoint; raise UserError if it is damaged or not there."""
+    if not path.is_dir():
+        near = sorted(p.name for p in path.parent.glob("step-*")) if path.parent.is_dir() else []
+        there = f"; there is {', '.join(near)}" if near else ""
+        raise UserError(f"{path}: no such checkpoint{there}")
+    problem, manifest = verify(path)
+    if problem:
+        raise UserError(f"{path}: the checkpoint cannot be used: {problem}")
+    return manifest

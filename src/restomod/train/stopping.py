@@ -1,0 +1,187 @@
+"""Requests to stop a run: signals, a time limit, a STOP file. All ranks stop at the same step.
+
+A request is only noted when it arrives. The step in progress is finished; before the next one all
+ranks agree (`Stopper.agree`), save, leave REQUEUE in the run folder and exit. Where nothing would
+be lost (before the first step, or in a first step that compiles), and while a rank waits for data,
+the request breaks in at once as `StopRequested`. `cli.py` makes the Stopper, `builder.py` acts on
+it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+STOP, REQUEUE = "STOP", "REQUEUE"
+"""Files of a run folder: stops the run when it appears; says that a run wants to go on."""
+REASONS = ("", "SIGTERM", "SIGUSR1", "SIGINT", "stop_after", "STOP file")
+"""In the order in which ranks that have different ones settle on the last."""
+POLL_S = 0.5
+SAME_PRESS_S = 1.0
+"""A launcher passes Ctrl-C on to ranks that have it from the terminal already: twice within so long
+is once."""
+REQUEUE_CODE = 75
+
+
+class StopRequested(BaseException):
+    """Ends training; no Exception, so that nothing on the way takes it for a failure."""
+
+    def __init__(self, reason: str, agreed: bool, lossless: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.agreed = agreed
+        """Whether all ranks know."""
+        self.lossless = lossless
+        """Whether there is nothing to save."""
+
+
+class Stopper:
+    """Notes requests to stop, on every rank."""
+
+    def __init__(self) -> None:
+        self.requested = ""
+        """The reason, one of REASONS; empty as long as nothing asks to stop."""
+        self._breaks_in = True
+        self._lossless = True
+        self._interrupted_at = -float("inf")
+        self._group: Any = None
+        self._store: Any = None
+        self._folder: Path | None = None
+        self._deadline = float("inf")
+        self._ended = threading.Event()
+        self._before: dict[int, Any] = {}
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stopper]:
+        """Handle SIGTERM, SIGUSR1 and SIGINT until the end of the block."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self  # handlers are the main thread's to set
+            return
+        for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+            number = getattr(signal, name)
+            self._before[number] = signal.signal(number, self._on_signal)
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
+
+    def watch(self, folder: Path, deadline: float) -> None:
+        """Stop, too, when STOP appears in `folder`, and at `deadline` (monotonic seconds)."""
+        self._folder, self._deadline = folder, deadline
+        threading.Thread(target=self._poll, daemon=True, name="stopper").start()
+
+    def join(self) -> None:
+        """Share requests with the other ranks of the initialised process group from here on."""
+        import torch.distributed as dist
+
+        if dist.get_world_size() == 1:
+            return
+        self._group = dist.new_group(backend="gloo")
+        # A client of its own: the default's may be busy in the main thread.
+        store: Any = dist.distributed_c10d._get_default_store()
+        self._store = store.clone()
+
+    def agree(self) -> str:
+        """Return the reason for which some rank wants to stop, if one does; all ranks call it."""
+        if self._group is not None:
+            import torch
+            import torch.distributed as dist
+
+            code = torch.tensor(REASONS.index(self.requested))
+            dist.all_reduce(code, dist.ReduceOp.MAX, group=self._group)
+            self.requested = REASONS[int(code)]
+        return self.requested
+
+    @contextlib.contextmanager
+    def breaking_in(self) -> Iterator[None]:
+        """Let a request raise StopRequested inside the block, whenever it arrives."""
+        before, self._breaks_in = self._breaks_in, True
+        try:
+            self._break_in()
+            yield
+        finally:
+            self._breaks_in = before
+
+    def tell(self) -> None:
+        """Let ranks that do not come to `agree` know before this process ends."""
+        if self._store is not None:
+            time.sleep(4 * POLL_S)
+
+    def hold(self, lossless: bool = False) -> None:
+        """Only note requests from here on, or, if nothing can be lost, go on to break in."""
+        self._breaks_in = self._lossless = lossless
+
+    def _break_in(self) -> None:
+        if self.requested and self._breaks_in:
+            self._breaks_in = False
+            raise StopRequested(self.requested, agreed=False, lossless=self._lossless)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if now - self._interrupted_at > SAME_PRESS_S and self._interrupted_at > 0:
+                os._exit(130)
+            self._interrupted_at = now
+        if not self.requested:
+            self.requested = name
+            # Not by the logger, whose lock the main thread may hold.
+            os.write(2, f"{name}: the run saves after this step and stops\n".encode())
+        self._break_in()
+
+    def _poll(self) -> None:
+        told = False
+        while not self._ended.wait(POLL_S):
+            if not self.requested:
+                self._request(self._found())
+            elif not told and self._store is not None:
+                # Ranks that wait for data do not come to `agree`.
+                self._store.set("restomod/stop", self.requested)
+                told = True
+
+    def _found(self) -> str:
+        if time.monotonic() > self._deadline:
+            return "stop_after"
+        if self._folder is not None and (self._folder / STOP).exists():
+            return "STOP file"
+        if self._store is not None and self._store.check(["restomod/stop"]):
+            return str(self._store.get("restomod/stop").decode())
+        return ""
+
+    def _request(self, reason: str) -> None:
+        if reason:
+            log.info("%s: the run saves after this step and stops", reason)
+            self.requested = reason
+            # Wakes the main thread where it waits, to break in from the handler.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def leave_requeue(folder: Path, reason: str, step: int) -> None:
+    """Say in the run folder that the run was stopped after `step` steps and wants to go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STOP).unlink(missing_ok=True)
+    (folder / REQUEUE).write_text(json.dumps({"reason": reason, "step": step}) + "\n")
+
+
+def clear_requeue(folder: Path) -> None:
+    """Take back what an earlier process left: this one goes on."""
+    (folder / REQUEUE).unlink(missing_ok=True)
+
+
+def exit_code() -> int:
+    """Return the code of a rank that saved: REQUEUE_CODE, or 0 under torchrun, which counts any
+    other as a failure and hides it."""
+    return 0 if "TORCHELASTIC_RUN_ID" in os.environ else REQUEUE_CODE

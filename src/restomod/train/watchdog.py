@@ -1,0 +1,85 @@
+"""Ends a run that hangs: when nothing has been finished for a configured time, every rank writes
+where it stands, and the job ends with the requeue code. Called by `builder.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from composer import Callback, Logger, State
+
+from restomod.train.stopping import REQUEUE_CODE, leave_requeue
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 5.0
+"""Between a rank's stack and its end: the others, whose clocks differ a little, write theirs."""
+
+
+class Watchdog(Callback):
+    """Expects `beat` at least every `timeout_s` seconds; steps beat by themselves."""
+
+    def __init__(self, folder: Path, rank: int, timeout_s: float) -> None:
+        self._folder = folder
+        self._rank = rank
+        self._timeout_s = timeout_s
+        self._step = 0
+        self._beat = time.monotonic()
+        self._ended = threading.Event()
+
+    def beat(self) -> None:
+        """Say that something was finished."""
+        self._beat = time.monotonic()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch until the end of the block."""
+        self.beat()
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        self._step = state.timestamp.batch.value
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        self._step = state.timestamp.batch.value
+        self.beat()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._timeout_s / 10)):
+            if time.monotonic() - self._beat > self._timeout_s:
+                self._end()
+
+    def _end(self) -> None:
+        stacks = self._folder / "hangs" / f"step-{self._step:08d}-rank-{self._rank:05d}.txt"
+        log.error(
+            "rank %d on %s: nothing was finished for %g s after step %d; its stack is in %s. "
+            "The job ends with the requeue code; the same command continues the run",
+            self._rank,
+            socket.gethostname(),
+            self._timeout_s,
+            self._step,
+            stacks,
+        )
+        stacks.parent.mkdir(parents=True, exist_ok=True)
+        with stacks.open("w") as file:
+            file.write(
+                f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}, after step "
+                f"{self._step}, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
+            )
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        if self._rank == 0:
+            leave_requeue(self._folder, "hang", self._step)
+        time.sleep(GRACE_S)
+        os._exit(REQUEUE_CODE)
