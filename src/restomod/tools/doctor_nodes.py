@@ -7,6 +7,7 @@ one rank of each node measures. Leaves: a `Check` each. `tools/doctor.py` calls 
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from restomod.tools.verdict import (
@@ -64,6 +65,15 @@ def check_devices(facts: Sequence[Facts]) -> Check:
     def kind(fact: Facts) -> str:
         return f"{fact.device_name}, {fact.memory_bytes / 2**30:.0f} GiB"
 
+    taken = Counter((fact.place.node, fact.device_id) for fact in facts if fact.device_id)
+    doubled = [fact for fact in facts if taken[fact.place.node, fact.device_id] > 1]
+    if doubled:
+        return Check(
+            "devices",
+            FAILED,
+            f"several ranks have the same GPU: {names(doubled)}",
+            "start one rank per GPU",
+        )
     common, different = unlike_most(facts, kind)
     cuda = facts[0].device == "cuda"
     measured = f"{len(facts)} x {common}" if cuda else f"CPU: {common}"

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from restomod.train.place import Place
-from restomod.train.probe import within
+from restomod.train.probe import rank_device, within
 
 SIZES = {"cuda": (8 * 2**20, 256 * 2**20), "cpu": (2**20, 16 * 2**20)}
 """Bytes that are reduced over all ranks."""
@@ -74,7 +74,7 @@ def measure_network(place: Place, store: dist.Store, device: str, timeout_s: flo
     What goes wrong is told in the result. The group stays: leaving it could hang as well.
     """
     network = Network()
-    where = torch.device("cuda", place.local_rank) if device == "cuda" else torch.device("cpu")
+    where = rank_device(device, place)
     doing = ""
 
     def step(name: str, action: Callable[[], float]) -> float:

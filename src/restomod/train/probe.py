@@ -95,6 +95,8 @@ class Facts:
     device: str = ""
     """cpu or cuda; empty if there is none to use."""
     device_name: str = ""
+    device_id: str = ""
+    """Of this rank's GPU, wherever it is numbered."""
     devices: int = 0
     """That this rank sees."""
     memory_bytes: int = 0
@@ -180,7 +182,9 @@ def measure(recipe: Recipe | None, recipe_problem: str, place: Place, timeout_s:
     facts.versions = attempt("versions", versions) or {}
     device = attempt("devices", lambda: _find_device(recipe, facts))
     if device:
-        facts.matmul_flops = attempt("matmul", lambda: matmul_flops(device, place.local_rank)) or 0
+        facts.matmul_flops = (
+            attempt("matmul", lambda: matmul_flops(rank_device(device, place))) or 0
+        )
     attempt("shared memory", lambda: _shared_memory(facts))
     facts.open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if recipe_problem:
@@ -227,11 +231,18 @@ def digest(recipe: Recipe) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()[:12]
 
 
-def matmul_flops(device: str, local_rank: int) -> float:
+def rank_device(device: str, place: Place) -> torch.device:
+    """Return the rank's device, `cpu` or `cuda`. A rank that sees one GPU only, as a launcher may
+    bind it, takes that one."""
+    if device == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", place.local_rank % torch.cuda.device_count())
+
+
+def matmul_flops(where: torch.device) -> float:
     """Return the median FLOP/s of a large product: bf16 on CUDA, float32 on the CPU."""
-    cuda = device == "cuda"
+    cuda = where.type == "cuda"
     size, tries = (8192, 20) if cuda else (1024, 7)
-    where = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
     a = torch.ones(size, size, dtype=torch.bfloat16 if cuda else torch.float32, device=where)
     b = torch.ones_like(a)
     times = []
@@ -348,15 +359,11 @@ def _open(recipe: Recipe, world_size: int) -> Sources:
 def _find_device(recipe: Recipe | None, facts: Facts) -> str:
     device = choose_device(recipe or Recipe())
     if device == "cuda":
-        local_rank = facts.place.local_rank
+        own = rank_device(device, facts.place)
+        properties = torch.cuda.get_device_properties(own)
+        facts.device_name, facts.device_id = properties.name, str(properties.uuid)
         facts.devices = torch.cuda.device_count()
-        if local_rank >= facts.devices:
-            raise UserError(
-                f"this rank is the node's number {local_rank}, and torch sees {facts.devices} "
-                "devices: start one rank per device"
-            )
-        facts.device_name = torch.cuda.get_device_name(local_rank)
-        facts.memory_free_bytes, facts.memory_bytes = torch.cuda.mem_get_info(local_rank)
+        facts.memory_free_bytes, facts.memory_bytes = torch.cuda.mem_get_info(own)
     else:
         facts.devices = len(os.sched_getaffinity(0))
         facts.device_name = _cpu_name()

@@ -50,7 +50,7 @@ def gpus(nodes=3, each=2):
     facts = []
     for rank in range(nodes * each):
         place = Place(rank, rank // each, rank % each, each, nodes * each, f"host{rank // each}")
-        fact = Facts(place, "cuda", "NVIDIA H100 80GB HBM3", each)
+        fact = Facts(place, "cuda", "NVIDIA H100 80GB HBM3", f"GPU-{rank}", each)
         fact.memory_bytes, fact.memory_free_bytes = 85 * GB, 84 * GB
         fact.matmul_flops = 600e12 + rank * 1e12
         fact.versions = {"python": "3.12.1", "torch": "2.13.0", "driver": "570.1"}
@@ -174,6 +174,17 @@ def test_devices_of_another_kind_are_named():
     assert "A100-SXM4-80GB, 79 GiB on node 2 (host2)" in check.measured
     facts[1].problems["devices"] = "none here"
     assert check_devices(facts).state == FAILED
+
+
+def test_ranks_that_share_a_gpu_are_named():
+    facts = gpus()
+    for n, fact in enumerate(facts):
+        fact.device_id = f"GPU-{n % 2}"  # as on another node
+    assert check_devices(facts).state == OK
+    facts[3].device_id = facts[2].device_id
+    check = check_devices(facts)
+    assert check.state == FAILED
+    assert "the same GPU: node 1 (host1)" in check.measured
 
 
 def test_slow_device_is_named_and_half_speed_fails():
