@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restomod.errors import UserError
+from restomod.train.launch import adopt_launcher
 
 if TYPE_CHECKING:
     from restomod.config import Recipe
 
 STARTED = time.monotonic()
+NODE_RANKS = 8
+"""Ranks of a node where nobody says how many: GPUs of a usual server."""
 RECIPE_HELP = "recipe files (later ones win) and key=value overrides"
 
 
@@ -68,6 +71,11 @@ def main() -> int:
     plan = command("plan", _plan, "check a recipe and print what it amounts to, without training")
     plan.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
     plan.add_argument("--world-size", type=_positive, default=1, help="ranks to plan for")
+    plan.add_argument(
+        "--ranks-per-node",
+        type=_positive,
+        help=f"of which a node runs as many; {NODE_RANKS} at most by default",
+    )
 
     inspect = command(
         "inspect",
@@ -175,27 +183,41 @@ def _set_up_process() -> None:
     logger.propagate = False
 
 
-def _read(words: Sequence[str], world_size: int) -> Recipe:
-    """Load and check the recipe that the command line describes."""
+def _read(words: Sequence[str], world_size: int, node_ranks: int) -> Recipe:
+    """Load and check the recipe that the command line describes, for `world_size` ranks of which a
+    node runs `node_ranks`."""
     from restomod.recipe import check_world, load_recipe
 
     recipe = load_recipe(
         [word for word in words if "=" not in word], [word for word in words if "=" in word]
     )
-    check_world(recipe, world_size)
+    check_world(recipe, world_size, node_ranks)
     return recipe
 
 
 def _train(words: Sequence[str]) -> int:
+    adopt_launcher(os.environ)
     _set_up_process()
+    from restomod.config import parse_duration
+    from restomod.train.stopping import Stopper, StopRequested, exit_code, leave_requeue
+
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    recipe = _read(words, world_size)
-    from restomod.data.sources import open_sources
+    with Stopper().listening() as stopper:
+        recipe = _read(words, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        try:
+            limit_s = parse_duration(recipe.stop_after)
+            stopper.watch(recipe.run_folder, STARTED + limit_s if limit_s else float("inf"))
+            from restomod.data.sources import open_sources
 
-    sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
-    from restomod.train.builder import prepare_run, train
+            sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
+            from restomod.train.builder import prepare_run, train
 
-    train(prepare_run(recipe, sources), STARTED)
+            train(prepare_run(recipe, sources), STARTED, stopper)
+        except StopRequested as stop:
+            stopper.tell()
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                leave_requeue(recipe.run_folder, stop.reason, stop.step)
+            return exit_code()
     return 0
 
 
@@ -216,7 +238,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> int:
     from restomod.tools.plan import plan
 
-    sys.stdout.write(plan(_read(arguments.recipe, arguments.world_size), arguments.world_size))
+    ranks = arguments.world_size
+    node_ranks = arguments.ranks_per_node or min(ranks, NODE_RANKS)
+    sys.stdout.write(plan(_read(arguments.recipe, ranks, node_ranks), ranks, node_ranks))
     return 0
 
 
@@ -232,8 +256,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
     first, colon, last = arguments.steps.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
         raise UserError(f"--steps {arguments.steps}: write FROM:TO, for instance 0:20")
-    recipe = _read([*arguments.recipe, f"data.workers={arguments.workers}"], arguments.world_size)
-    for line in inspect_steps(recipe, int(first), int(last), arguments.world_size, arguments.json):
+    ranks = arguments.world_size
+    words = [*arguments.recipe, f"data.workers={arguments.workers}"]
+    recipe = _read(words, ranks, ranks)
+    for line in inspect_steps(recipe, int(first), int(last), ranks, arguments.json):
         sys.stdout.write(line + "\n")
     return 0
 

@@ -92,9 +92,36 @@ class ComputeConfig:
 
 
 @dataclass
-class OptimizerConfig:
-    """StableAdamW; the defaults are ModernBERT-base's (paper, table 3)."""
+class ParallelConfig:
+    """How ranks share the work: memory and speed, not results. One process ignores it."""
 
+    strategy: str = field(default="ddp", metadata={"choices": ("ddp", "fsdp", "hsdp")})
+    """ddp: every rank holds all weights. fsdp: all ranks share one copy of weights, gradients and
+    optimizer state (FSDP2). hsdp: groups of `shard_ranks` ranks share a copy each, so that weights
+    travel within a group and only gradients between groups."""
+    shard_ranks: int = 0
+    """Ranks that share one copy, with hsdp; 0 means the ranks of a node."""
+    reduce_dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})
+    """In what gradients travel; bfloat16 halves the traffic and rounds the gradients."""
+    reshard_after_forward: bool = True
+    """Whether a layer's gathered weights are given up after its forward pass and gathered again for
+    the backward pass, with fsdp and hsdp: less memory, half as much traffic again."""
+
+    def shards(self, world_size: int, node_ranks: int) -> int:
+        """Return how many ranks share one copy of weights, gradients and optimizer state, where a
+        node runs `node_ranks` of the `world_size` ranks."""
+        if world_size == 1 or self.strategy == "ddp":
+            return 1
+        return world_size if self.strategy == "fsdp" else self.shard_ranks or node_ranks
+
+
+@dataclass
+class OptimizerConfig:
+    """How weights are updated; the defaults are ModernBERT-base's (paper, table 3)."""
+
+    name: str = field(default="stable_adamw", metadata={"choices": ("stable_adamw", "muon")})
+    """stable_adamw, or muon: steps along the orthogonalised momentum of the layers' matrices and
+    the head's, at the same learning rate; the other parameters follow StableAdamW."""
     lr: float = 8e-4
     """Peak learning rate, of phases that have none of their own."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -104,6 +131,8 @@ class OptimizerConfig:
     weight_decay: float = 1e-5
     """Fully decoupled: each step multiplies weights by 1 - weight_decay x lr / the phase's peak lr.
     Not applied to norms and biases."""
+    momentum: float = 0.95
+    """Decay rate of Muon's momentum."""
 
 
 @dataclass
@@ -347,6 +376,19 @@ class CheckpointConfig:
     """Steps between checkpoints; there is always one at the end."""
     keep: int = 3
     """Newest checkpoints kept."""
+    keep_every: str = "0"
+    """Keep for ever the first checkpoint at or after each multiple of so many token slots, as 50B;
+    0 keeps none."""
+    keep_best: int = 0
+    """Checkpoints kept of each phase for their held-out loss (`all`, of the evaluation at their
+    step or the last one before), the best ones."""
+    keep_local: int = 2
+    """With a `store`: newest checkpoints that stay in the run folder too. All rules above hold for
+    the store."""
+    average_best: int = 0
+    """At the end, average the weights of the last checkpoint and of this many others of the last
+    phase with the best held-out loss, into the run's `averaged/`; 0 does not (ModernBERT-base:
+    3)."""
 
 
 @dataclass
@@ -446,6 +488,10 @@ class Recipe:
     """Name of the run and of its folder."""
     runs_dir: str = "runs"
     """Folder that holds the run's folder."""
+    store: str = ""
+    """Remote folder, s3://bucket/runs or another of fsspec's, under whose run_name checkpoints and
+    metrics are kept too: the run then goes on from nodes that never saw it, and needs no shared
+    disk. Empty: the run folder alone, which all nodes must see."""
     cache_dir: str = "cache"
     """Node-local folder for downloaded and unpacked shards and for compiled code."""
     seed: int = 17
@@ -457,6 +503,7 @@ class Recipe:
     model: ModelConfig = field(default_factory=ModelConfig)
     init: InitConfig = field(default_factory=InitConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     phases: list[PhaseConfig] = field(default_factory=list)

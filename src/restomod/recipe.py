@@ -17,6 +17,7 @@ from typing import Any
 from restomod.config import (
     DataConfig,
     MaskConfig,
+    OptimizerConfig,
     PhaseConfig,
     Recipe,
     parse_duration,
@@ -42,9 +43,17 @@ def load_recipe(paths: list[str | Path], overrides: list[str] | None = None) -> 
     return load_strict(paths, overrides or [], Recipe, _impossible)
 
 
-def check_world(recipe: Recipe, world_size: int) -> None:
-    """Raise UserError where the lanes or a phase's batch cannot be shared by `world_size` ranks."""
+def check_world(recipe: Recipe, world_size: int, node_ranks: int | None = None) -> None:
+    """Raise UserError where the lanes, a phase's batch or the model cannot be shared by
+    `world_size` ranks, of which a node runs `node_ranks` (None: all of them)."""
     problems = []
+    shards = recipe.parallel.shards(world_size, node_ranks or world_size)
+    if world_size % shards:
+        divisors = [n for n in range(2, world_size + 1) if world_size % n == 0]
+        problems.append(
+            f"parallel.shard_ranks: groups of {shards} ranks do not divide {world_size} ranks; "
+            f"use {_either(_nearest(shards, divisors))}"
+        )
     if recipe.data.lanes % world_size:
         divisors = [n for n in range(1, recipe.data.lanes + 1) if recipe.data.lanes % n == 0]
         problems.append(
@@ -169,6 +178,23 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     compute = recipe.compute
     require(compute.recompute_every >= 0, "compute.recompute_every", "must not be negative")
     require(compute.logits_mb > 0, "compute.logits_mb", "must be positive")
+    parallel = recipe.parallel
+    require(
+        parallel.shard_ranks == 0 or parallel.shard_ranks > 1,
+        "parallel.shard_ranks",
+        f"{parallel.shard_ranks}: at least two ranks share a copy; 0 is those of a node, "
+        "parallel.strategy: ddp shares none",
+    )
+    require(
+        parallel.shard_ranks == 0 or parallel.strategy == "hsdp",
+        "parallel.shard_ranks",
+        f"nothing reads it with parallel.strategy: {parallel.strategy}",
+    )
+    require(
+        parallel.reshard_after_forward or parallel.strategy != "ddp",
+        "parallel.reshard_after_forward",
+        "nothing reads it with parallel.strategy: ddp",
+    )
     require(model.norm_eps > 0, "model.norm_eps", "must be positive")
     require(0 <= model.attention_dropout < 1, "model.attention_dropout", "must lie in [0, 1)")
     optimizer = recipe.optimizer
@@ -180,6 +206,16 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     )
     require(optimizer.eps > 0, "optimizer.eps", "must be positive")
     require(0 <= optimizer.weight_decay < 1, "optimizer.weight_decay", "must lie in [0, 1)")
+    require(
+        0 <= optimizer.momentum < 1,
+        "optimizer.momentum",
+        f"{optimizer.momentum}: must lie in [0, 1)",
+    )
+    require(
+        optimizer.name == "muon" or optimizer.momentum == OptimizerConfig.momentum,
+        "optimizer.momentum",
+        "nothing reads it without optimizer.name: muon",
+    )
     data = recipe.data
     require(bool(data.streams), "data.streams", "is missing: name at least one data set")
     for name in ("lanes", "buffer_rows", "tokens_per_document_min"):
@@ -234,8 +270,7 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     require(evaluation.every_steps > 0, "evaluation.every_steps", "must be positive")
     require(evaluation.rows > 0, "evaluation.rows", "must be positive")
     require(0 < evaluation.mask_rate < 1, "evaluation.mask_rate", "must lie in (0, 1)")
-    require(recipe.checkpoint.every_steps > 0, "checkpoint.every_steps", "must be positive")
-    require(recipe.checkpoint.keep > 0, "checkpoint.keep", "must be positive")
+    bad += _impossible_checkpoints(recipe)
     require(recipe.logging.every_steps > 0, "logging.every_steps", "must be positive")
     return bad
 
@@ -270,6 +305,23 @@ def _impossible_faults(recipe: Recipe) -> list[tuple[str, str]]:
         bad.append(("profile.steps", str(error)))
     if any(rank < 0 for rank in recipe.profile.ranks):
         bad.append(("profile.ranks", "ranks are numbered from 0"))
+    return bad
+
+
+def _impossible_checkpoints(recipe: Recipe) -> list[tuple[str, str]]:
+    checkpoint, bad = recipe.checkpoint, []
+    for key in ("every_steps", "keep", "keep_local"):
+        if getattr(checkpoint, key) < 1:
+            bad.append((f"checkpoint.{key}", "must be positive"))
+    try:
+        parse_slots(checkpoint.keep_every)
+    except ValueError as error:
+        bad.append(("checkpoint.keep_every", str(error)))
+    for key in ("keep_best", "average_best"):
+        if getattr(checkpoint, key) < 0:
+            bad.append((f"checkpoint.{key}", "must not be negative"))
+        elif getattr(checkpoint, key) and not recipe.evaluation.streams:
+            bad.append((f"checkpoint.{key}", "needs evaluation.streams, to tell which are best"))
     return bad
 
 

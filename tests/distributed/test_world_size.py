@@ -40,6 +40,33 @@ def test_ranks_and_micro_batches_change_no_loss(tiny, train, single, world_size,
     assert_same(metrics(tiny.folder / "runs" / name), expected)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "world_size", "rows"),
+    [
+        ("{strategy: fsdp}", 2, 1),
+        ("{strategy: hsdp, shard_ranks: 2, reshard_after_forward: false}", 4, 1),
+        ("{strategy: fsdp}", 1, 2),
+    ],
+)
+def test_sharing_a_model_changes_no_loss(tiny, train, single, strategy, world_size, rows):
+    recipe, expected = single
+    name = f"shared-{world_size}-{rows}"
+    code, text = train(
+        recipe,
+        f"run_name={name}",
+        f"parallel={strategy}",
+        f"phases.0.micro_batch_rows={rows}",
+        world_size=world_size,
+    )
+    assert code == 0, text
+    folder = tiny.folder / "runs" / name
+    assert_same(metrics(folder), expected)
+    heldout = [line["domains"]["prose"] for line in metrics(folder, "eval")]
+    for found, other in zip(heldout, metrics(folder.parent / "single", "eval"), strict=True):
+        assert found["loss"] == pytest.approx(other["domains"]["prose"]["loss"], abs=1e-4)
+        assert found["masked_tokens"] == other["domains"]["prose"]["masked_tokens"]
+
+
 def test_run_goes_on_with_another_number_of_ranks(tiny, train, single):
     recipe, expected = single
     folder = tiny.folder / "runs" / "elastic"

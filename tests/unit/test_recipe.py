@@ -94,6 +94,12 @@ def test_overrides_win_and_later_files_win(good, tmp_path):
         ("optimizer.betas=[0.9]", "optimizer.betas: [0.9]: two numbers"),
         ("model.rope_fraction=0.001", "model.rope_fraction: 0.001: must lie in (0, 1] and turn"),
         ("compute.compile=on", "compute.compile: True is true/false, text is expected"),
+        ("parallel.strategy=zero", "'zero' is not one of ddp, fsdp, hsdp"),
+        ("parallel.reduce_dtype=float16", "'float16' is not one of float32, bfloat16"),
+        ("parallel={strategy: hsdp, shard_ranks: 1}", "1: at least two ranks share a copy"),
+        ("parallel={strategy: hsdp, shard_ranks: -2}", "-2: at least two ranks share a copy"),
+        ("parallel={strategy: fsdp, shard_ranks: 4}", "nothing reads it with parallel.strategy: f"),
+        ("parallel.reshard_after_forward=false", "nothing reads it with parallel.strategy: ddp"),
         ("tokenizer=", "tokenizer: is missing"),
         ("seed=${nothing}", "the recipe does not resolve"),
         ("nonsense", "`nonsense` is not an override; write key=value"),
@@ -145,6 +151,37 @@ def test_world_that_does_not_divide_names_the_nearest(good):
     recipe.phases[0].micro_batch_rows = 4
     with pytest.raises(UserError, match="use 8 or 16"):
         check_world(recipe, 2)
+
+
+def test_groups_of_shards_divide_the_ranks(good):
+    recipe = load_recipe([good], ["parallel.strategy=hsdp", "data.lanes=24"])
+    recipe.phases[0].batch_rows = 24
+    check_world(recipe, 12, 4)
+    check_world(recipe, 1, 1)
+    with pytest.raises(UserError, match=r"groups of 8 ranks do not divide 12 ranks; use 6 or 12"):
+        check_world(recipe, 12, 8)
+    recipe.parallel.shard_ranks = 6
+    check_world(recipe, 12, 8)
+    check_world(recipe, 1, 1)  # one process shares nothing
+    recipe.parallel.shard_ranks = 8
+    with pytest.raises(UserError, match="use 4"):
+        check_world(recipe, 4)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "shard_ranks", "world_size", "node_ranks", "shards"),
+    [
+        ("ddp", 0, 16, 8, 1),
+        ("fsdp", 0, 16, 8, 16),
+        ("hsdp", 0, 16, 8, 8),
+        ("hsdp", 4, 16, 8, 4),
+        ("fsdp", 0, 1, 1, 1),
+        ("hsdp", 4, 1, 1, 1),
+    ],
+)
+def test_ranks_that_share_a_copy(strategy, shard_ranks, world_size, node_ranks, shards):
+    parallel = config.ParallelConfig(strategy, shard_ranks)
+    assert parallel.shards(world_size, node_ranks) == shards
 
 
 def test_saved_recipe_loads_as_the_same(good, tmp_path):

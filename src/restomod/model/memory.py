@@ -3,7 +3,8 @@
 Enters: the encoder's shape, the phase's micro-batch, and how it is computed. Leaves: bytes by part.
 Counts the tensors that eager PyTorch keeps for the backward pass, operation by operation, and what
 else is alive when the most is. Compiled layers need less, since they compute elementwise results
-again; the allocator's fragments, the CUDA context and DDP's buckets come on top. Imports no torch.
+again; the allocator's fragments, the CUDA context and DDP's buckets come on top, and with shards
+what a rank sends while it computes. Imports no torch.
 
 Shapes: T tokens of the micro-batch, M predicted ones, D hidden, I intermediate, V vocabulary.
 """
@@ -32,11 +33,21 @@ class Memory:
     logits: float
     """What the loss holds at the peak: a piece of the logits and the decoder's gradient, or that
     gradient and its product with the loss's scale."""
+    gathered: float
+    """What a rank that holds a shard gathers of the other shards: embedding, head and final norm
+    whole, two layers (or all, where they stay), and the gradients of one."""
 
     @property
     def peak(self) -> float:
         """All of them at once, in any but the first step."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return sum(vars(self).values())
+
+
+def layer_parameters(model: ModelConfig) -> int:
+    """Return the parameters of a layer (the first has one norm less)."""
+    d, i = model.hidden_size, model.intermediate_size
+    layer = 4 * d * d + 3 * i * d + 2 * (2 * d if model.norm_bias else d)
+    return layer + 4 * d * model.attention_bias + (2 * i + d) * model.mlp_bias
 
 
 def parameters(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
@@ -44,10 +55,9 @@ def parameters(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
 
     Embedding and decoder are tied, so the matrix counts once.
     """
-    d, i = model.hidden_size, model.intermediate_size
+    d = model.hidden_size
     norm = 2 * d if model.norm_bias else d
-    layer = 4 * d * d + 3 * i * d + 2 * norm
-    layer += 4 * d * model.attention_bias + (2 * i + d) * model.mlp_bias
+    layer = layer_parameters(model)
     norms = (
         norm + norm - norm
     )  # embedding and final norm, less attention norm 0, which is not there
@@ -63,10 +73,13 @@ def step_memory(
     predicted: int,
     compute: ComputeConfig,
     device: str,
+    shards: int = 1,
+    reshard: bool = True,
 ) -> Memory:
     """Estimate a step on a micro-batch of `tokens`, of which `predicted` count.
 
-    `device` is cpu (float32) or cuda (bf16 autocast).
+    `device` is cpu (float32) or cuda (bf16 autocast). `shards` ranks share a copy of weights,
+    gradients and optimizer state; `reshard` is `parallel.reshard_after_forward`.
     """
     cuda = device == "cuda"
     count = sum(parameters(model, vocab_size))
@@ -96,12 +109,23 @@ def step_memory(
         moments.append((2 * stream + sum(layers[: local[-1]]) + attention + blocks, decoder))
     activations, logits = max(moments, key=sum)
     return Memory(
-        weights=(FLOAT32 + (BF16 if cuda else 0)) * count,
-        gradients=FLOAT32 * count,
-        optimizer=2 * FLOAT32 * count,
+        weights=(FLOAT32 + (BF16 if cuda and shards == 1 else 0)) * count / shards,
+        gradients=FLOAT32 * count / shards,
+        optimizer=2 * FLOAT32 * count / shards,
         activations=activations + mask,
         logits=logits,
+        gathered=_gathered(model, vocab_size, cuda, reshard) if shards > 1 else 0.0,
     )
+
+
+def _gathered(model: ModelConfig, vocab_size: int, cuda: bool, reshard: bool) -> float:
+    """Return the bytes that a shard's rank gathers: layers in the type of the products, the rest in
+    float32, of which autocast keeps a bf16 copy."""
+    layer = layer_parameters(model)
+    rest = sum(parameters(model, vocab_size)) - model.layers * layer
+    layers = min(2, model.layers) if reshard else model.layers
+    x = BF16 if cuda else FLOAT32
+    return (FLOAT32 + (BF16 if cuda else 0)) * rest + (layers + 1) * x * layer
 
 
 def _layer(model: ModelConfig, tokens: int, x: int, keep: str) -> tuple[float, float, float]:

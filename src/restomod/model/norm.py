@@ -26,9 +26,13 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [T, D]."""
+        # FSDP gathers weights in bfloat16 beside a float32 stream: not all kernels take both.
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        weight = self.weight.to(wide)
         if self.rms:
-            return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+        bias = None if self.bias is None else self.bias.to(wide)
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
     def add(self, x: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
         """Return h = x + branch, and h normalised.

@@ -12,7 +12,7 @@ from restomod.config import Recipe
 from restomod.data.loader import Loader
 from restomod.data.sources import Sources, open_sources
 from restomod.timeline import Origin, Timeline
-from restomod.train.manifest import fingerprint, state_before
+from restomod.train.guards import fingerprint, state_before
 from restomod.train.start import find_start
 
 
@@ -72,7 +72,7 @@ def _place_before(
         timeline = Timeline(recipe.trained_phases, Origin(**manifest["origin"]))
         return timeline, manifest["step"], state
     if recipe.start.fork or recipe.start.checkpoint:
-        start = find_start(recipe, sources)
+        start = find_start(recipe, sources, None)
         return start.timeline, start.step, start.loader_state()
     return Timeline(recipe.trained_phases), 0, None
 

@@ -21,8 +21,9 @@ REPEATS = 4
 """Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""
 
 
-def plan(recipe: Recipe, world_size: int) -> str:
-    """Return the plan as text. Data that is not there is named, not an error: a recipe may be
+def plan(recipe: Recipe, world_size: int, node_ranks: int | None = None) -> str:
+    """Return the plan for `world_size` ranks, `node_ranks` of them on a node (None: all), as text.
+    Data that is not there is named, not an error: a recipe may be
     planned where its data is not. Raises UserError where the data is there and does not last, or
     needs more open shards or cache than the recipe allows."""
     lines = [f"{recipe.run_name}: runs in {recipe.run_folder}, seed {recipe.seed}"]
@@ -53,7 +54,8 @@ def plan(recipe: Recipe, world_size: int) -> str:
         lines += _phase(recipe, phase, world_size)
         lines += [f"  {line}" for line in _mixture(recipe, phase, streams, missing)]
         if vocab_size:
-            lines += [f"  {line}" for line in _memory(recipe, phase, vocab_size)]
+            shards = recipe.parallel.shards(world_size, node_ranks or world_size)
+            lines += [f"  {line}" for line in _memory(recipe, phase, vocab_size, shards)]
     lines += ["schedules over the run's slots:"]
     lines += [f"  {line}" for line in schedule_plots(timeline, recipe.optimizer)]
     return "\n".join(lines) + "\n"
@@ -132,14 +134,25 @@ def _batch_warmup(recipe: Recipe, phase: PhaseConfig) -> list[str]:
     ]
 
 
-def _memory(recipe: Recipe, phase: PhaseConfig, vocab_size: int) -> list[str]:
+def _memory(recipe: Recipe, phase: PhaseConfig, vocab_size: int, shards: int) -> list[str]:
     tokens = phase.micro_batch_rows * phase.row_tokens
     predicted = predicted_slots(tokens, phase)
     lines = []
     for device, name in (("cuda", "GPU, bf16"), ("cpu", "CPU, float32")):
-        memory = step_memory(recipe.model, vocab_size, tokens, predicted, recipe.compute, device)
+        memory = step_memory(
+            recipe.model,
+            vocab_size,
+            tokens,
+            predicted,
+            recipe.compute,
+            device,
+            shards,
+            recipe.parallel.reshard_after_forward,
+        )
         parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in vars(memory).items())
         lines.append(f"memory of a rank ({name}): {memory.peak / 1e9:.2f} GB ({parts})")
+    if shards > 1:
+        lines.append(f"of weights, gradients and moments, a rank holds 1/{shards}")
     return lines
 
 

@@ -1,11 +1,12 @@
 """From a recipe to a trained model: builds the Composer Trainer of a run and fits it.
 
 `prepare_run` opens and checks everything that the run needs and writes nothing; `train` builds the
-Trainer and runs it. `train.py` calls both.
+Trainer and runs it, again from the last checkpoint after a roll-back. `train.py` calls both.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -15,33 +16,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Callback, DataSpec, Trainer
+from composer import Callback, DataSpec, Logger, State, Trainer
+from composer.devices import Device
 from composer.utils import dist
 
-from restomod.config import Recipe
+from restomod.config import Recipe, parse_duration
 from restomod.data.batch import Batch
 from restomod.data.loader import Loader, explain
 from restomod.data.sources import Sources
 from restomod.model.attention import choose_backend
 from restomod.model.compile import check_compiler, compile_model, compiles
 from restomod.model.cpu import keep_freed_memory
-from restomod.optim.schedules import peak_lr
-from restomod.optim.stable_adamw import StableAdamW, parameter_groups
+from restomod.optim.build import build_optimizer
 from restomod.tools.report import write_report
+from restomod.train.agreement import Group, gloo_group
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
 from restomod.train.folder import begin_run_folder
+from restomod.train.guards import fingerprint
 from restomod.train.hardware import choose_device, peak_flops
+from restomod.train.health import Health, RollBack, UnhealthyError
 from restomod.train.initial import build_model
-from restomod.train.manifest import fingerprint
+from restomod.train.ledger import Ledger
 from restomod.train.metrics import MetricsLog, StepMetrics
 from restomod.train.module import GlobalMean, TrainedModel
+from restomod.train.parallel import GradientReduction, join_ranks, shard
 from restomod.train.phases import Phases
+from restomod.train.profiling import Profiling
 from restomod.train.progress import Progress
+from restomod.train.rank_times import RankTimes
 from restomod.train.start import Start, find_start
+from restomod.train.stopping import Stopper, StopRequested, clear_requeue
+from restomod.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+AFTER_HANG_S = 300.0
+"""A collective may wait so much longer than the watchdog, which tells more of a hang."""
 
 
 @dataclass
@@ -50,66 +62,142 @@ class PreparedRun:
 
     recipe: Recipe
     sources: Sources
+    device: Device
+    group: Group
+    """Of all ranks, for what they find out together before training."""
     start: Start
 
 
 def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
-    """Find what the run begins from; raises UserError, writes nothing."""
-    check_compute(recipe, choose_device(recipe))
-    return PreparedRun(recipe, sources, find_start(recipe, sources))
+    """Join the other ranks and find what the run begins from.
+
+    Raises UserError; writes nothing but a checkpoint that is in the store alone.
+    """
+    device = choose_device(recipe)
+    check_compute(recipe, device)
+    joined = join_ranks(device, parse_duration(recipe.faults.hang_timeout) + AFTER_HANG_S)
+    group = gloo_group()
+    return PreparedRun(recipe, sources, joined, group, find_start(recipe, sources, group))
 
 
-def train(run: PreparedRun, started: float) -> None:
+def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
     """Train the run to its end, from where it begins.
 
-    `started` is the monotonic time at which the command began, in seconds.
+    `started` is the monotonic time at which the command began, in seconds. Raises StopRequested
+    when the run was saved because `stopper` asked for it.
     """
-    recipe, sources, start = run.recipe, run.sources, run.start
-    timeline = start.timeline
-    if start.folder and start.step >= timeline.end_step:
-        log.info("%s: the run is complete at step %d", recipe.run_folder, start.step)
+    recipe = run.recipe
+    if run.start.folder and run.start.step >= run.start.timeline.end_step:
+        log.info("%s: the run is complete at step %d", recipe.run_folder, run.start.step)
         return
-    phase = timeline.at(start.step).phase
     device = choose_device(recipe)
     _set_up_process(device)
+    stopper.join(gloo_group())
+    rolled_back: dict[str, Any] = {}
+    while True:
+        try:
+            _fit(run, started, stopper, rolled_back)
+            break
+        except RollBack as spike:
+            rolled_back = spike.entry
+        run.start = find_start(recipe, run.sources, run.group)
+        log.warning(
+            "the loss of step %d was %.3f, %.0f deviations above those before it: back to step %d",
+            rolled_back["step"],
+            rolled_back["loss"],
+            rolled_back["deviations"],
+            run.start.step,
+        )
+    if dist.get_global_rank() == 0:
+        write_report(recipe.run_folder)
+
+
+def _fit(run: PreparedRun, started: float, stopper: Stopper, rolled_back: dict[str, Any]) -> None:
+    """Build everything anew and train from the run's start on; `rolled_back` is the ledger's entry
+    that led here, if one did."""
+    recipe, sources, start = run.recipe, run.sources, run.start
+    timeline, device = start.timeline, choose_device(recipe)
+    phase = timeline.at(start.step).phase
+    folder, rank = recipe.run_folder, dist.get_global_rank()
     clock = RunClock()
-    metrics = MetricsLog(recipe.run_folder / "metrics.jsonl", clock)
+    metrics = MetricsLog(folder / "metrics.jsonl", clock)
     loader = Loader(
         recipe,
         sources,
-        dist.get_global_rank(),
+        rank,
         dist.get_world_size(),
         start.loader_state(),
         pin_memory=device == "cuda",
         timeline=timeline,
     )
-    evaluation = Evaluation(recipe, sources, timeline, clock, metrics)
+    loader.waiting = stopper.breaking_in
+    watchdog = Watchdog(folder, rank, parse_duration(recipe.faults.hang_timeout))
+
+    def go_on() -> bool:
+        watchdog.beat()
+        return not stopper.agree()
+
+    evaluation = Evaluation(recipe, sources, start, clock, metrics, go_on)
     evaluation.prepare(phase)  # mistakes in its data show before the model is built
     model = build_model(recipe, phase, sources)
     model.compute_as(recipe.compute)
     compiled = compiles(recipe.compute, device)
     if compiled:
         compile_model(model, device, Path(recipe.cache_dir))
-    optimizer = StableAdamW(
-        parameter_groups(model, recipe.optimizer.weight_decay),
-        lr=peak_lr(phase, recipe.optimizer),
-        lr_max=peak_lr(phase, recipe.optimizer),
-        betas=(recipe.optimizer.betas[0], recipe.optimizer.betas[1]),
-        eps=recipe.optimizer.eps,
-        compiled=compiled,
+    shard(model, recipe.parallel, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    optimizer = build_optimizer(model, recipe.optimizer, compiled)
+    times = RankTimes(device)
+    saved_health = start.manifest.get("health", {})
+    health = Health(
+        recipe,
+        timeline,
+        loader,
+        Ledger(folder, saved_health.get("ledger", [])),
+        metrics,
+        saved_health,
     )
     steps = StepMetrics(
-        recipe, timeline, model.config, loader, sources, peak_flops(device), clock, metrics
+        recipe,
+        timeline,
+        model.config,
+        loader,
+        sources,
+        peak_flops(device),
+        clock,
+        metrics,
+        times,
+        health,
+    )
+    checkpointing = Checkpointing(
+        recipe,
+        loader,
+        fingerprint(sources),
+        clock,
+        metrics,
+        start,
+        lambda: {"health": health.state_dict(), **evaluation.facts()},
     )
     callbacks: list[Callback] = [
+        Stopping(stopper, checkpointing),
         Phases(timeline, recipe.optimizer),
         GlobalMean(),
+        times,
+        GradientReduction(recipe.parallel),
+        Profiling(recipe.profile, folder),
+        health,
         steps,
-        evaluation,
-        Checkpointing(recipe, timeline, loader, fingerprint(sources), clock, metrics, start),
+        evaluation,  # before checkpoints, which tell its result
+        checkpointing,
+        CatchingUp(evaluation),
+        watchdog,
         Progress(timeline, steps, started),
     ]
     begin_run_folder(recipe, sources, start, clock, metrics)
+    if rolled_back:
+        spike = {**rolled_back, "spike_step": rolled_back["step"], "step": start.step}
+        metrics.write("rollback", **spike)
+    if rank == 0:
+        clear_requeue(folder)
     trainer = Trainer(
         model=TrainedModel(model),
         train_dataloader=DataSpec(
@@ -124,20 +212,64 @@ def train(run: PreparedRun, started: float) -> None:
         callbacks=callbacks,
         loggers=_loggers(recipe),
         run_name=recipe.run_name,
-        device="gpu" if device == "cuda" else "cpu",
+        device=run.device,
         precision="amp_bf16" if device == "cuda" else "fp32",
         device_train_microbatch_size=phase.micro_batch_rows,
         seed=recipe.seed % 2**32,
         progress_bar=False,
     )
-    try:
-        trainer.fit()
-    except RuntimeError as error:
-        explain(error)
-        raise
-    trainer.close()
-    if dist.get_global_rank() == 0:
-        write_report(recipe.run_folder)
+    with contextlib.closing(trainer), watchdog.watching():
+        try:
+            trainer.fit()
+        except StopRequested as stop:
+            if not stop.lossless:
+                if not stop.agreed:
+                    stopper.agree()  # the other ranks wait to hear of it
+                loader.put_back()
+                checkpointing.save(trainer.state, trainer.state.timestamp.batch.value)
+            stopper.hold()
+            checkpointing.wait()
+            stop.step = trainer.state.timestamp.batch.value
+            raise
+        except UnhealthyError:
+            checkpointing.save(trainer.state, trainer.state.timestamp.batch.value, wait=True)
+            raise
+        except RollBack:
+            checkpointing.wait()
+            raise
+        except RuntimeError as error:
+            explain(error)
+            raise
+
+
+class CatchingUp(Callback):
+    """Makes up for an evaluation in which the process before was stopped, once `Checkpointing` has
+    loaded the weights."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._evaluation.catch_up(state, logger)
+
+
+class Stopping(Callback):
+    """Stops all ranks before the same step, once one of them is asked to."""
+
+    def __init__(self, stopper: Stopper, checkpointing: Checkpointing) -> None:
+        self._stopper = stopper
+        self._checkpointing = checkpointing
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        reason = self._stopper.agree()
+        if reason:
+            raise StopRequested(reason, agreed=True)
+        # A first step that compiles may take minutes, and there is nothing to save before its end.
+        self._stopper.hold(lossless=self._checkpointing.last_saved_step == step)
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        self._stopper.hold()
 
 
 def check_compute(recipe: Recipe, device: str) -> None:
@@ -151,9 +283,7 @@ def check_compute(recipe: Recipe, device: str) -> None:
 
 
 def _set_up_process(device: str) -> None:
-    """What Composer expects of the environment, and the thread count that torch should keep."""
-    if "GROUP_RANK" in os.environ:
-        os.environ.setdefault("NODE_RANK", os.environ["GROUP_RANK"])  # torchrun does not set it
+    """Set what torch should keep for the whole process."""
     if device == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
     else:

@@ -1,75 +1,101 @@
-"""Checkpoints: written by torch.distributed.checkpoint, complete once their manifest is there.
+"""Checkpoints: when they are taken, and how training goes on meanwhile.
 
 A checkpoint is `checkpoints/step-00001000/` with `state/` (model and optimizer, independent of the
 parallelism that wrote it), `loader.json` (the lanes' state by lane number), `model.json` (the
 encoder's shape) and, written last, `manifest.json`: sizes and hashes of all of these, the step, and
-what the run was trained with. Nothing of a checkpoint is read that its manifest does not cover;
-`train/manifest.py` reads it.
+what the run was trained with. Training stands still while its state is copied to CPU memory; a
+thread does the rest (`saving.py`), another uploads (`upload.py`). `train/builder.py` is the caller.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import logging
-import os
-import shutil
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
 from composer import Callback, Logger, State
-from composer.utils import dist
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from restomod.config import Recipe
 from restomod.data.loader import Loader
-from restomod.timeline import Timeline
+from restomod.train.agreement import everywhere, gloo_group, world_size
 from restomod.train.clock import RunClock
-from restomod.train.manifest import FORMAT, guarded, hash_file, place
+from restomod.train.guards import guarded, place
+from restomod.train.manifest import FORMAT, STATE, checkpoint_folder
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
+from restomod.train.retention import Saved, kept
+from restomod.train.saving import Snapshot, Written, prune, write_checkpoint
 from restomod.train.start import Start
-
-log = logging.getLogger(__name__)
 
 
 class Checkpointing(Callback):
-    """Saves every `every_steps` steps and at the end of every phase; loads what the run begins
-    from."""
+    """Saves every `every_steps` steps and when a phase ends; loads what the run begins from.
+
+    `facts` returns what else a manifest says, `evaluation` where there was one among it. An
+    error of the background is raised on all ranks at the end of the batch in which they see it.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
-        timeline: Timeline,
         loader: Loader,
         identity: dict[str, str],
         clock: RunClock,
         metrics: MetricsLog,
         start: Start,
+        facts: Callable[[], dict[str, Any]],
     ) -> None:
         self._recipe = recipe
-        self._timeline = timeline
         self._loader = loader
         self._identity = identity
         self._clock = clock
         self._metrics = metrics
         self._start = start
+        self._timeline = start.timeline
+        self._facts = facts
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[int, Future[Written], float] | None = None
+        """Step of the save that goes on in the background, its end, its stall in seconds."""
+        self.last_saved_step = start.step if start.resumes else -1
+        """Step of the newest whole checkpoint; -1 before there is one."""
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        folder, manifest = self._start.folder, self._start.manifest
-        if folder is None:
-            return
-        module = unwrap(state)
-        weights, moments = get_state_dict(module.model, state.optimizers)
+        pinned = torch.cuda.is_available()
+        self._saving_group = gloo_group()
+        self._batch_group = gloo_group()
+        # Its buffers live as long as the run: allocating pinned memory takes longer than the copy.
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=pinned,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=pinned,
+            )
+        )
+        if self._start.folder:
+            self._load(state, self._start.folder, self._start.manifest)
+
+    def _load(self, state: State, folder: Path, manifest: dict[str, Any]) -> None:
+        """Load a checkpoint that was verified."""
+        model = unwrap(state).model
+        weights, moments = get_state_dict(model, state.optimizers)
         parts: dict[str, Any] = {"model": weights, "optimizer": moments}
-        dcp.load(parts, checkpoint_id=folder / "state", no_dist=dist.get_world_size() == 1)
+        dcp.load(
+            parts,
+            checkpoint_id=folder / STATE,
+            process_group=self._saving_group,
+            no_dist=self._saving_group is None,
+        )
         set_state_dict(
-            module.model,
+            model,
             state.optimizers,
             model_state_dict=parts["model"],
             optim_state_dict=parts["optimizer"],
@@ -82,81 +108,82 @@ class Checkpointing(Callback):
         )
 
     def batch_end(self, state: State, logger: Logger) -> None:
+        if self._pending and everywhere(self._pending[1].done(), self._batch_group):
+            self._collect()
         step = state.timestamp.batch.value
         if step % self._recipe.checkpoint.every_steps == 0 or self._timeline.ends_phase(step):
-            with self._clock.pause():
-                self._save(state, step)
+            self.save(state, step)
 
-    def _save(self, state: State, step: int) -> None:
+    def fit_end(self, state: State, logger: Logger) -> None:
+        with self._clock.pause():
+            self.wait()
+        self._stager.close()
+
+    def save(self, state: State, step: int, wait: bool = False) -> None:
+        """Save a checkpoint, on all ranks, after the one before it is whole; `wait` for its
+        manifest. A step that is saved already, or just being, is not saved again."""
         started = time.perf_counter()
-        folder = self._recipe.run_folder / "checkpoints" / f"step-{step:08d}"
-        if dist.get_global_rank() == 0 and folder.exists():
-            shutil.rmtree(
-                folder
-            )  # what is there was found broken, or the run would have resumed from it
-        dist.barrier()
-        module = unwrap(state)
-        weights, moments = get_state_dict(module.model, state.optimizers)
-        dcp.save(
-            {"model": weights, "optimizer": moments},
-            checkpoint_id=folder / "state",
-            no_dist=dist.get_world_size() == 1,
-        )
-        loader_states = dist.all_gather_object(self._loader.state_dict())
-        if dist.get_global_rank() == 0:
-            merged = {
-                "rows": loader_states[0]["rows"],
-                "lanes": {
-                    lane: value for part in loader_states for lane, value in part["lanes"].items()
-                },
-            }
-            _write(folder / "loader.json", json.dumps(merged, default=_plain))
-            _write(folder / "model.json", json.dumps(dataclasses.asdict(module.model.config)))
-            size = self._finish(folder, state, step)
-            self._metrics.write(
-                "checkpoint", step=step, seconds=time.perf_counter() - started, bytes=size
-            )
-        dist.barrier()
+        with self._clock.pause():
+            if self._pending is None or self._pending[0] != step:
+                self.wait()
+            if self._pending is None and self.last_saved_step != step:
+                snapshot = self._snapshot(state, step, started)
+                folder = checkpoint_folder(self._recipe.run_folder, step)
+                future = self._background.submit(self._write, snapshot, folder)
+                self._pending = step, future, time.perf_counter() - started
+            if wait:
+                self.wait()
 
-    def _finish(self, folder: Path, state: State, step: int) -> int:
-        """Write the manifest, which makes the checkpoint count, then delete what is too old."""
-        files: dict[str, dict[str, Any]] = {
-            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": hash_file(path)}
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
-        manifest = {
+    def wait(self) -> None:
+        """Wait for the save in the background, if there is one; raises what went wrong in it."""
+        if self._pending:
+            self._collect()
+
+    def _collect(self) -> None:
+        assert self._pending is not None
+        _, future, stall_s = self._pending
+        self._pending = None
+        written = future.result()
+        self.last_saved_step = written.step
+        self._metrics.write(
+            "checkpoint",
+            step=written.step,
+            stall_s=stall_s,
+            seconds=written.seconds,
+            bytes=written.bytes,
+        )
+
+    def _snapshot(self, state: State, step: int, started: float) -> Snapshot:
+        """Copy everything that a checkpoint holds, so that training may change its own."""
+        model = unwrap(state).model
+        weights, moments = get_state_dict(model, state.optimizers)
+        parts = self._stager.stage({"model": weights, "optimizer": moments})
+        assert isinstance(parts, dict)  # a future in asynchronous staging alone
+        about = {
             "format": FORMAT,
             "step": step,
             **place(self._timeline, step),
             "time_s": self._clock.now_s(),
-            "world_size": dist.get_world_size(),
+            "world_size": world_size(),
             "timestamp": state.timestamp.state_dict(),
             "fingerprint": self._identity,
             "recipe": guarded(self._recipe),
-            "files": files,
+            **self._facts(),
         }
-        _write(folder / "manifest.json", json.dumps(manifest, indent=1, default=_plain))
-        older = sorted(folder.parent.glob("step-*"))[: -self._recipe.checkpoint.keep]
-        for old in older:
-            (old / "manifest.json").unlink(missing_ok=True)
-            shutil.rmtree(old)
-        return sum(entry["bytes"] for entry in files.values())
+        return Snapshot(
+            step,
+            parts,
+            self._loader.state_dict(),
+            dataclasses.asdict(model.config),
+            about,
+            started,
+        )
 
+    def _write(self, snapshot: Snapshot, folder: Path) -> Written:
+        """Write a checkpoint and delete what is too old; in the background."""
+        written = write_checkpoint(snapshot, folder, self._saving_group)
+        prune(self._recipe.run_folder, snapshot.step, self._stay, self._saving_group)
+        return written
 
-def _write(path: Path, text: str) -> None:
-    """Write a file so that it is either whole or not there."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | torch.Tensor):
-        return value.tolist()
-    if isinstance(value, timedelta):
-        return value.total_seconds()
-    raise TypeError(f"{type(value)} does not go into a checkpoint")
+    def _stay(self, checkpoints: list[Saved]) -> set[int]:
+        return kept(checkpoints, self._recipe.checkpoint)

@@ -1,12 +1,14 @@
 """Held-out loss and accuracy by domain, on fixed rows with fixed masks.
 
-Evaluation reads its rows once, when the run starts, and touches neither the training data's order
+Evaluation reads its rows once for each phase, and touches neither the training data's order
 nor any generator: losses with and without it are the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from composer import Callback, Logger, State
@@ -17,49 +19,68 @@ from restomod.data.batch import Batch, collate
 from restomod.data.heldout import heldout_rows
 from restomod.data.sources import Sources
 from restomod.model.encoder import MaskedLM
-from restomod.timeline import Timeline
+from restomod.model.loss import IGNORED
 from restomod.train.clock import RunClock
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
+from restomod.train.parallel import reshard
+from restomod.train.phases import enter
+from restomod.train.start import Start
 
 Results = dict[str, dict[str, float]]
+
+
+class Abandoned(Exception):
+    """An evaluation that was not finished, since the run stops."""
 
 
 def heldout_batches(
     recipe: Recipe, phase: PhaseConfig, sources: Sources, rank: int = 0, world_size: int = 1
 ) -> dict[str, list[Batch]]:
-    """Return this rank's micro-batches, of one row each, by domain."""
+    """Return this rank's micro-batches, of one row each, by domain.
+
+    Every rank gets as many, since ranks that share a model compute together: where the rows are not
+    divided by the ranks, the last ones get a row with nothing to predict.
+    """
     phase = dataclasses.replace(
         phase, mask=dataclasses.replace(phase.mask, rate=recipe.evaluation.mask_rate, later=[])
     )
     batches: dict[str, list[Batch]] = {}
     for dataset in sources.heldout.values():
-        rows = heldout_rows(
-            dataset,
-            phase,
-            recipe.data,
-            sources.tokenizer,
-            recipe.seed,
-            recipe.evaluation.rows,
+        rows = list(
+            heldout_rows(
+                dataset,
+                phase,
+                recipe.data,
+                sources.tokenizer,
+                recipe.seed,
+                recipe.evaluation.rows,
+            )
         )
-        batches.setdefault(dataset.domain, []).extend(
-            collate([row], phase, recipe.data, pin_memory=False)
-            for n, row in enumerate(rows)
-            if n % world_size == rank
-        )
+        domain = batches.setdefault(dataset.domain, [])
+        for n in range(rank, -(-len(rows) // world_size) * world_size, world_size):
+            batch = collate([rows[n % len(rows)]], phase, recipe.data, pin_memory=False)
+            if n >= len(rows):
+                batch["labels"].fill_(IGNORED)
+            domain.append(batch)
     return batches
 
 
 @torch.no_grad()
-def evaluate(model: MaskedLM, batches: dict[str, list[Batch]]) -> Results:
+def evaluate(
+    model: MaskedLM, batches: dict[str, list[Batch]], go_on: Callable[[], bool] = lambda: True
+) -> Results:
     """Return loss (nats a predicted token), accuracy and number of predictions of each domain, and
-    of `all`."""
+    of `all`. Raises Abandoned if `go_on` says no before a forward pass, on all ranks."""
     device = next(model.parameters()).device
     training = model.training
     model.eval()
     sums = torch.zeros(len(batches), 3, dtype=torch.float64, device=device)
     for n, domain in enumerate(batches.values()):
         for batch in domain:
+            if not go_on():
+                reshard(model)
+                raise Abandoned
             on_device = {
                 key: value.to(device) if isinstance(value, torch.Tensor) else value
                 for key, value in batch.items()
@@ -71,6 +92,7 @@ def evaluate(model: MaskedLM, batches: dict[str, list[Batch]]) -> Results:
             ):
                 sums[n] += torch.stack([part.double() for part in model(on_device)[1:]])
     model.train(training)
+    reshard(model)
     if dist.get_world_size() > 1:
         torch.distributed.all_reduce(sums)
     results = {name: _means(row) for name, row in zip(batches, sums.tolist(), strict=True)}
@@ -94,17 +116,29 @@ class Evaluation(Callback):
         self,
         recipe: Recipe,
         sources: Sources,
-        timeline: Timeline,
+        start: Start,
         clock: RunClock,
         metrics: MetricsLog,
+        go_on: Callable[[], bool],
     ) -> None:
+        """`go_on` is asked between forward passes, on all ranks, whether to finish an evaluation
+        that is not the run's last."""
         self._recipe = recipe
         self._sources = sources
-        self._timeline = timeline
+        self._timeline = start.timeline
         self._clock = clock
         self._metrics = metrics
+        self._go_on = go_on
         self._phase = ""
         self._batches: dict[str, list[Batch]] = {}
+        self.latest: dict[str, Any] | None = start.manifest.get("evaluation")
+        """`step` and `domains` of the newest evaluation, also of one before a resume; None before
+        the first."""
+        self._due = start.resumes and bool(start.manifest.get("evaluation_due"))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"evaluation": self.latest, "evaluation_due": self._due}
 
     def prepare(self, phase: PhaseConfig) -> None:
         """Read the rows of a phase, unless they are there."""
@@ -114,15 +148,35 @@ class Evaluation(Callback):
             )
             self._phase = phase.name
 
+    def catch_up(self, state: State, logger: Logger) -> None:
+        """Evaluate what the process before was stopped in."""
+        if self._due:
+            step = state.timestamp.batch.value
+            model = unwrap(state).model
+            enter(model, self._timeline.at(step - 1).phase)
+            self._evaluate(state, logger)
+            enter(model, self._timeline.at(step).phase)
+
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
         due = step % self._recipe.evaluation.every_steps == 0 or self._timeline.ends_phase(step)
-        if not due or not self._sources.heldout:
-            return
+        if due and self._sources.heldout:
+            self._evaluate(state, logger)
+
+    def _evaluate(self, state: State, logger: Logger) -> None:
+        step = state.timestamp.batch.value
+        last = step == self._timeline.end_step
         with self._clock.pause():
             self.prepare(self._timeline.at(step - 1).phase)
-            results = evaluate(unwrap(state).model, self._batches)
-        self._metrics.write("eval", step=step, phase=self._phase, domains=results)
+            go_on = (lambda: True) if last else self._go_on
+            try:
+                results = evaluate(unwrap(state).model, self._batches, go_on)
+            except Abandoned:
+                self._due = True
+                return
+        self._due = False
+        self.latest = {"step": step, "domains": results}
+        self._metrics.write("eval", phase=self._phase, **self.latest)
         logger.log_metrics(
             {f"eval/{d}/{key}": v for d, values in results.items() for key, v in values.items()}
         )

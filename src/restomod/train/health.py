@@ -111,6 +111,7 @@ class Health(Callback):
         """Steps of the run that changed no weight."""
         self._nonfinite: list[dict[str, Any]] = list(saved.get("nonfinite", []))
         """The last steps, as far as their gradients were not finite, one after the other."""
+        self._too_many: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: all of it is the same on every rank."""
@@ -175,7 +176,12 @@ class Health(Callback):
         log.warning("step %d: its gradient is not finite; the step is skipped", step)
         self._nonfinite.append(facts)
         if len(self._nonfinite) >= self._faults.nonfinite_steps:
-            self._give_up(step)
+            self._too_many, self._nonfinite = self._nonfinite, []
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Stop after a step that was too many; its metrics are written by now."""
+        if self._too_many:
+            self._give_up(self._too_many)
 
     def _facts(self, step: int) -> dict[str, Any]:
         """Return which rows the step trained on, their digest, and how its loss lay."""
@@ -195,7 +201,7 @@ class Health(Callback):
         facts = self._facts(step)
         times = sum(entry["reason"] == "spike" for entry in self._ledger.entries)
         if times >= self._spikes.max_rollbacks:
-            raise UnhealthyError(
+            raise UserError(
                 f"the loss of step {step} is {facts['loss']:.3f}, {facts['deviations']:.0f} "
                 f"deviations above the steps before it, after {times} roll-backs "
                 "(faults.spikes.max_rollbacks); lower the learning rate, or look at rows "
@@ -207,15 +213,14 @@ class Health(Callback):
         self._ledger.add(entry, write=dist.get_global_rank() == 0)
         raise RollBack(entry)
 
-    def _give_up(self, step: int) -> None:
-        path = self._folder / "nonfinite" / f"step-{step:08d}.json"
+    def _give_up(self, steps: list[dict[str, Any]]) -> None:
+        first, last = steps[0]["step"], steps[-1]["step"]
+        path = self._folder / "nonfinite" / f"step-{last:08d}.json"
         if dist.get_global_rank() == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._nonfinite, indent=1) + "\n")
-        count = len(self._nonfinite)
-        self._nonfinite = []  # the same command gets as many tries again
+            path.write_text(json.dumps(steps, indent=1) + "\n")
         raise UnhealthyError(
-            f"the gradients of {count} steps in a row, {step - count + 1} to {step}, are not "
-            "finite (faults.nonfinite_steps); the weights are those before them, the run is "
-            f"saved, and {path} names rows and data digests"
+            f"the gradients of {len(steps)} steps in a row, {first} to {last}, are not finite "
+            "(faults.nonfinite_steps); the weights are those before them, the run is saved, and "
+            f"{path} names rows and data digests"
         )

@@ -3,11 +3,13 @@ docs/metrics.md."""
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,18 +22,26 @@ from restomod.data.sources import Sources
 from restomod.data.state import COUNTERS
 from restomod.model.config import EncoderConfig
 from restomod.model.flops import flops_per_token
-from restomod.optim.stable_adamw import gradient_norm
 from restomod.timeline import Timeline
 from restomod.train.clock import RunClock
 from restomod.train.module import unwrap
+from restomod.train.rank_times import RankTimes
+
+if TYPE_CHECKING:
+    from restomod.train.health import Health
 
 
 class MetricsLog:
-    """Appends to a run's metrics.jsonl on rank 0; elsewhere does nothing."""
+    """Appends to a run's metrics.jsonl on rank 0; elsewhere does nothing.
+
+    Lines for which the disk has no room wait for the next write: checkpoints, whose failure stops
+    all ranks, will find it full too, and give back what they took.
+    """
 
     def __init__(self, path: Path, clock: RunClock) -> None:
         self._path = path
         self._clock = clock
+        self._waiting = ""
 
     def rewind(self, step: int) -> None:
         """Drop lines of steps after `step`, and a last line cut short: the run repeats those
@@ -54,8 +64,17 @@ class MetricsLog:
         if dist.get_global_rank() != 0:
             return
         line = {"event": event, "time_s": round(self._clock.now_s(), 3), **fields}
-        with self._path.open("a") as file:
-            file.write(json.dumps({k: _finite(v) for k, v in line.items()}) + "\n")
+        self._waiting += json.dumps({k: _finite(v) for k, v in line.items()}) + "\n"
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            with self._path.open("a") as file:
+                file.write(self._waiting)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            os.truncate(self._path, size)  # half a line may be there
+        else:
+            self._waiting = ""
 
 
 class StepMetrics(Callback):
@@ -71,7 +90,11 @@ class StepMetrics(Callback):
         peak_flops: float,
         clock: RunClock,
         metrics: MetricsLog,
+        times: RankTimes,
+        health: Health,
     ) -> None:
+        self._times = times
+        self._health = health
         self._every = recipe.logging.every_steps
         self._timeline = timeline
         self._config = config
@@ -85,16 +108,11 @@ class StepMetrics(Callback):
         self._metrics = metrics
         self._facts: list[BatchFacts] = []
         self._window_started = self._window_paused = 0.0
-        self._gradient_norm = torch.tensor(0.0)
         self.last: dict[str, Any] = {}
         """The last line written, on every rank."""
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._start_window()
-
-    def after_train_batch(self, state: State, logger: Logger) -> None:
-        if (state.timestamp.batch.value + 1) % self._every == 0:
-            self._gradient_norm = gradient_norm(unwrap(state).parameters())
 
     def batch_end(self, state: State, logger: Logger) -> None:
         self._facts.append(self._loader.facts)
@@ -157,6 +175,7 @@ class StepMetrics(Callback):
         if skipped:
             self._log_skipped(step)
         loss, correct, predicted = sums.tolist()
+        statistics = state.optimizers[0].statistics()
         span = self._timeline.at(step - 1)
         return {
             "step": step,
@@ -168,8 +187,13 @@ class StepMetrics(Callback):
             "loss": loss / max(predicted, 1),
             "accuracy": correct / max(predicted, 1),
             "lr": state.optimizers[0].param_groups[0]["lr"],
-            "grad_norm": float(self._gradient_norm),
+            "grad_norm": float(statistics.gradient_norm),
+            "clip_rate": float(statistics.clip_rate),
+            "largest_rms": float(statistics.largest_rms),
+            "skipped_steps": self._health.skipped_steps,
             "tokens_per_s": slots / seconds,
+            "step_s": seconds / len(facts),
+            **self._times.take(sum(fact.wait_s for fact in facts), len(facts)),
             "packing_efficiency": real / slots,
             "data_wait_fraction": float(measures[1]) / dist.get_world_size() / seconds,
             "mfu": float(measures[0]) / seconds / self._peak_flops if self._peak_flops else 0.0,

@@ -7,7 +7,8 @@ import logging
 
 from composer import Callback, Logger, State
 
-from restomod.config import OptimizerConfig
+from restomod.config import OptimizerConfig, PhaseConfig
+from restomod.model.encoder import MaskedLM
 from restomod.optim.schedules import decay_of_weights, peak_lr, step_factor
 from restomod.timeline import Span, Timeline
 from restomod.train.module import unwrap
@@ -36,14 +37,8 @@ class Phases(Callback):
             group["weight_decay"] = decay if group["decays"] else 0.0
 
     def _enter(self, span: Span, step: int, state: State) -> None:
-        phase, model = span.phase, unwrap(state).model
-        model.enter_phase(
-            rope_base_global=phase.rope_base_global,
-            rope_base_local=phase.rope_base_local,
-            max_sequence_length=phase.sequence_length,
-            causal=phase.objective == "clm",
-            z_loss=phase.z_loss,
-        )
+        phase = span.phase
+        enter(unwrap(state).model, phase)
         begins = step == span.first_step and step > 0
         if begins and phase.optimizer_state == "reset":
             for moments in state.optimizers[0].state.values():
@@ -58,3 +53,14 @@ class Phases(Callback):
                 phase.rope_base_global,
             )
         self._span = span
+
+
+def enter(model: MaskedLM, phase: PhaseConfig) -> None:
+    """Set what a phase sets of the model."""
+    model.enter_phase(
+        rope_base_global=phase.rope_base_global,
+        rope_base_local=phase.rope_base_local,
+        max_sequence_length=phase.sequence_length,
+        causal=phase.objective == "clm",
+        z_loss=phase.z_loss,
+    )

@@ -1,7 +1,7 @@
 """What a run begins from: nothing, its own newest checkpoint, or one of another run.
 
 Enters: a recipe and the opened data. Leaves: the checkpoint, if there is one, and the run's
-timeline. Called by `builder.py`; imports no torch.
+timeline. Called by `builder.py`, on all ranks, and by `restomod inspect`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from restomod.data.sources import Sources
 from restomod.errors import UserError
 from restomod.recipe import FORK
 from restomod.timeline import Origin, Timeline
-from restomod.train.manifest import (
-    check_startable,
-    check_unchanged,
-    fingerprint,
-    load_loader_state,
-    newest_checkpoint,
-    verify,
-)
+from restomod.train.agreement import Group
+from restomod.train.guards import check_startable, check_unchanged, fingerprint
+from restomod.train.manifest import checkpoint_folder, load_loader_state, local_steps, verify
+from restomod.train.resume import find_checkpoint
+from restomod.train.store import open_store
 
 
 @dataclass
@@ -47,9 +44,12 @@ class Start:
         return load_loader_state(self.folder) if self.folder else None
 
 
-def find_start(recipe: Recipe, sources: Sources) -> Start:
-    """Return what the recipe's run begins from; raises UserError where it may not."""
-    own = newest_checkpoint(recipe.run_folder)
+def find_start(recipe: Recipe, sources: Sources, group: Group) -> Start:
+    """Return what the recipe's run begins from; raises UserError where it may not.
+
+    A checkpoint that is in the store alone is downloaded. The ranks of `group` all call it.
+    """
+    own = find_checkpoint(recipe, open_store(recipe.store, recipe.run_name), group)
     if own:
         changed = check_unchanged(own[1], recipe, fingerprint(sources))
         timeline = Timeline(recipe.trained_phases, Origin(**own[1]["origin"]))
@@ -58,7 +58,7 @@ def find_start(recipe: Recipe, sources: Sources) -> Start:
     if start.fork:
         named = FORK.fullmatch(start.fork)
         assert named
-        path = Path(named[1]) / "checkpoints" / f"step-{int(named[2]):08d}"
+        path = checkpoint_folder(Path(named[1]), int(named[2]))
         manifest = _whole(path)
         timeline = Timeline(recipe.trained_phases, Origin(**manifest["origin"]))
     elif start.checkpoint:
@@ -84,7 +84,8 @@ def find_start(recipe: Recipe, sources: Sources) -> Start:
 def _whole(path: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint; raise UserError if it is damaged or not there."""
     if not path.is_dir():
-        near = sorted(p.name for p in path.parent.glob("step-*")) if path.parent.is_dir() else []
+        steps = reversed(local_steps(path.parent.parent))
+        near = [checkpoint_folder(path, step).name for step in steps]
         there = f"; there is {', '.join(near)}" if near else ""
         raise UserError(f"{path}: no such checkpoint{there}")
     problem, manifest = verify(path)

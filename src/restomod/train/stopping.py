@@ -44,6 +44,8 @@ class StopRequested(BaseException):
         """Whether all ranks know."""
         self.lossless = lossless
         """Whether there is nothing to save."""
+        self.step = 0
+        """Steps that the saved run has done."""
 
 
 class Stopper:
@@ -83,13 +85,14 @@ class Stopper:
         self._folder, self._deadline = folder, deadline
         threading.Thread(target=self._poll, daemon=True, name="stopper").start()
 
-    def join(self) -> None:
-        """Share requests with the other ranks of the initialised process group from here on."""
+    def join(self, group: Any) -> None:
+        """Share requests with the other ranks of a gloo group of its own from here on; None: there
+        are none."""
+        if group is None:
+            return
         import torch.distributed as dist
 
-        if dist.get_world_size() == 1:
-            return
-        self._group = dist.new_group(backend="gloo")
+        self._group = group
         # A client of its own: the default's may be busy in the main thread.
         store: Any = dist.distributed_c10d._get_default_store()
         self._store = store.clone()

@@ -13,11 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import restomod.kernels.glu
 import restomod.kernels.norm
-from restomod.config import ComputeConfig
+from restomod.config import ComputeConfig, ModelConfig
 from restomod.model.attention.backends import BACKENDS
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
-from restomod.model.memory import parameters, step_memory
+from restomod.model.memory import layer_parameters, parameters, step_memory
 
 TOKENS, PREDICTED = 2048, 614
 
@@ -122,3 +122,23 @@ def test_on_cuda_the_activations_are_what_the_backward_pass_finds(monkeypatch):
     loss = 4 * (parameters(config, 5000)[1])  # the decoder's gradient
     memory = step_memory(config, 5000, TOKENS, PREDICTED, compute, "cuda")
     assert memory.activations == pytest.approx(found - casts - loss, rel=0.1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shards_divide_what_lasts_and_gather_a_layer_at_a_time(device):
+    config = ModelConfig(layers=22)
+    whole, shared, kept = (
+        step_memory(config, 50_000, TOKENS, PREDICTED, ComputeConfig(), device, *sharding)
+        for sharding in ((), (8,), (8, False))
+    )
+    count = sum(parameters(config, 50_000))
+    assert shared.weights == shared.gradients == 4 * count / 8
+    assert shared.optimizer == whole.optimizer / 8
+    assert shared.activations == whole.activations
+    assert whole.gathered == 0
+    x = {"cpu": 4, "cuda": 2}[device]
+    layer = layer_parameters(config)
+    assert kept.gathered - shared.gathered == pytest.approx(20 * x * layer)
+    rest = {"cpu": 4, "cuda": 4 + 2}[device] * (count - 22 * layer)
+    assert shared.gathered == pytest.approx(rest + 3 * x * layer)
+    assert shared.peak < kept.peak < whole.peak

@@ -37,6 +37,15 @@ def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):
         assert line in text
 
 
+def test_plan_divides_memory_by_the_ranks_that_share_it(tiny, tmp_path):
+    path = tiny.write(tmp_path / "recipe.yaml")
+    recipe = load_recipe([path], ["parallel.strategy=hsdp"])
+    assert "a rank holds 1/2" in plan(recipe, 4, 2)
+    assert "a rank holds 1/4" in plan(recipe, 4)
+    assert "a rank holds" not in plan(recipe, 1)
+    assert "a rank holds" not in plan(load_recipe([path]), 4)
+
+
 def test_plan_warns_where_rows_are_closed_before_they_are_full(tiny, tmp_path):
     recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml")], ["phases.0.sequence_length=3"])
     recipe.data.tokens_per_document_min = 12

@@ -1,0 +1,192 @@
+"""Whether a run may go on from a checkpoint: which keys are guarded, and what changed.
+
+In: a manifest, a recipe, the opened data. Out: the guarded keys that changed, or a UserError that
+names them. Imports no torch. `train/` and `tools/` call it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+from restomod.config import Recipe
+from restomod.data.sources import Sources
+from restomod.errors import UserError
+from restomod.recipe import flatten
+from restomod.timeline import Origin, Timeline
+from restomod.train.manifest import (
+    LOADER,
+    checkpoint_folder,
+    load_loader_state,
+    local_steps,
+    verify,
+)
+
+FREE_KEYS = (
+    "run_name",
+    "runs_dir",
+    "store",
+    "cache_dir",
+    "device",
+    "tokenizer",  # its content is guarded by the fingerprint
+    "data.streams.*",  # likewise
+    "data.workers",
+    "data.shards_open_per_rank",
+    "data.cache_limit_gb",
+    "data.download_*",
+    "data.on_damaged_shard",
+    "phases.*.slots",
+    "phases.*.micro_batch_rows",
+    "compute.*",
+    "parallel.*",
+    "evaluation.*",
+    "checkpoint.*",
+    "logging.*",
+    "resume.*",
+    "stop_after",
+    "faults.grace",
+    "faults.hang_timeout",
+    "faults.nonfinite_steps",
+    "faults.spikes.max_rollbacks",
+    "profile.*",
+)
+"""Keys that a resumed run may change; all others are guarded."""
+
+
+def fingerprint(sources: Sources) -> dict[str, str]:
+    """Return what identifies the data: hashes of every stream's index and of the tokenizer, and of
+    every stream the column that is read and the tokens that its odds are worked out from."""
+    identity = {"tokenizer": sources.tokenizer.fingerprint}
+    for name, dataset in sources.streams.items():
+        key = f"data.streams.{name}"
+        identity[key] = dataset.fingerprint
+        identity[f"{key}.column"] = dataset.column.name
+        identity[f"{key}.tokens"] = str(dataset.attributes.tokens)
+    return identity
+
+
+def guarded(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's keys that a resumed run must not change once their phase has begun."""
+    return {
+        key: value
+        for key, value in flatten(recipe).items()
+        if not any(fnmatch.fnmatch(key, free) for free in FREE_KEYS)
+    }
+
+
+def place(timeline: Timeline, step: int) -> dict[str, Any]:
+    """Return what a manifest says of where `step` done steps are: the run's origin, its phases with
+    the steps that end them, and the phase of the last step."""
+    span = timeline.at(max(step - 1, timeline.origin.step))
+    return {
+        "phase": span.phase.name,
+        "phases": {s.phase.name: s.end_step for s in timeline.spans},
+        "rows": span.rows_before(step),
+        "slots": span.slots_before(step),
+        "origin": dataclasses.asdict(timeline.origin),
+    }
+
+
+def check_unchanged(
+    manifest: dict[str, Any], recipe: Recipe, identity: dict[str, str]
+) -> list[str]:
+    """Return the guarded keys that changed and are allowed to; raise UserError for any other.
+
+    Phases that had not begun may be anything. Those that had ended must end where they did, and the
+    one in progress not before the checkpoint.
+    """
+    begun, problems = _begun_phases(manifest, recipe)
+    now = {**guarded(recipe), **identity}
+    then = {**manifest["recipe"], **manifest["fingerprint"]}
+    changed = [
+        key
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key)
+        and (
+            not key.startswith("phases.")
+            or any(key.startswith(f"phases.{name}.") for name in begun)
+        )
+    ]
+    refused = [
+        key
+        for key in changed
+        if not any(key == allow or key.startswith(allow + ".") for allow in recipe.resume.allow)
+    ]
+    if refused:
+        problems += [f"{key}: was {then.get(key)!r}, is {now.get(key)!r}" for key in refused]
+    if problems:
+        raise UserError(
+            f"{recipe.run_folder}: the run cannot go on with another recipe or other data:\n  "
+            + "\n  ".join(problems)
+            + "\nundo the change, choose another run_name, or list the key in resume.allow"
+        )
+    return changed
+
+
+def check_startable(
+    manifest: dict[str, Any], recipe: Recipe, identity: dict[str, str], checkpoint: str
+) -> list[str]:
+    """Return the guarded keys in which a recipe differs from that of another run's checkpoint, from
+    which it starts; raise UserError where model, data or seed are others."""
+    now = {**guarded(recipe), **identity}
+    then = {**manifest["recipe"], **manifest["fingerprint"]}
+    changed = [
+        key
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key) and not key.startswith("start.")
+    ]
+    fixed = [
+        key
+        for key in changed
+        if key.split(".")[0] in ("model", "data", "seed", "tokenizer")
+        and not (key.startswith("data.streams.") and (key not in now or key not in then))
+    ]
+    if fixed:
+        lines = [f"{key}: was {then.get(key)!r}, is {now.get(key)!r}" for key in fixed]
+        raise UserError(
+            f"{checkpoint}: a run with another model, other data or another seed cannot begin from "
+            "it:\n  " + "\n  ".join(lines) + "\nundo the change; init.weights takes a model's "
+            "weights alone"
+        )
+    return changed
+
+
+def _begun_phases(manifest: dict[str, Any], recipe: Recipe) -> tuple[set[str], list[str]]:
+    """Return the phases that had begun at a checkpoint, and what the recipe has against them."""
+    step, origin = manifest["step"], Origin(**manifest["origin"])
+    spans = Timeline(recipe.trained_phases, origin).spans
+    ends = list(manifest["phases"].items())
+    firsts = [origin.step, *(end for _, end in ends)]
+    begun = [(name, end) for (name, end), first in zip(ends, firsts, strict=False) if first < step]
+    problems = []
+    for n, (name, end) in enumerate(begun):
+        if n >= len(spans) or spans[n].phase.name != name:
+            there = spans[n].phase.name if n < len(spans) else "none"
+            problems.append(f"phases: the run's phase {n + 1} was {name}, is {there}")
+        elif n < len(begun) - 1 and spans[n].end_step != end:
+            problems.append(
+                f"phases.{name}.slots: it ended at step {end}, now it would at {spans[n].end_step}"
+            )
+        elif n == len(begun) - 1 and spans[n].end_step < step:
+            problems.append(
+                f"phases.{name}.slots: it would end at step {spans[n].end_step}, the run has done "
+                f"{step}"
+            )
+    return {name for name, _ in begun}, problems
+
+
+def state_before(
+    run_folder: Path, step: int, recipe: Recipe, identity: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the manifest and the loader's state of the run's last checkpoint at or before `step`
+    that was written with this recipe and this data; weights are not looked at."""
+    for newest in local_steps(run_folder):
+        folder = checkpoint_folder(run_folder, newest)
+        problem, manifest = verify(folder, only=LOADER)
+        if problem or manifest["step"] > step:
+            continue
+        if {**manifest["recipe"], **manifest["fingerprint"]} == {**guarded(recipe), **identity}:
+            return manifest, load_loader_state(folder)
+    return None
