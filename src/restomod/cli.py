@@ -298,12 +298,14 @@ def _tile(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
+    adopt_launcher(os.environ)
     _set_up_process()
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     recipe, problem = None, ""
     try:
         if arguments.recipe:
-            recipe = _read(arguments.recipe, world_size)
+            node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+            recipe = _read(arguments.recipe, world_size, node_ranks)
     except UserError as error:
         if rank == 0:
             raise

@@ -46,7 +46,7 @@ from restomod.tools.doctor_nodes import (
 from restomod.tools.verdict import FAILED, OK, WARNING, Check
 from restomod.train.bandwidth import Network, measure_network
 from restomod.train.meeting import Meeting
-from restomod.train.place import Place, find_place
+from restomod.train.place import Place, find_place, is_even
 from restomod.train.probe import Facts, Folder, existing, measure, within
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ def _follow(
                 meeting.hear(f"ping/{place.rank}/{n}", 0, patience_s)
                 meeting.post(f"pong/{n}", time.time())
             meeting.post("sees", not order["token"] or _sees(Path(order["token"])))
-        network = measure_network(place, meeting.store, facts.device, timeout_s)
+        network = measure_network(place, meeting.store, facts.device, timeout_s, order["even"])
         meeting.post("network", dataclasses.asdict(network))
     code = meeting.hear("code", 0, patience_s)
     meeting.post("bye", True)
@@ -191,20 +191,21 @@ def _lead(meeting: Meeting, place: Place, recipe: Recipe | None, timeout_s: floa
         return report
     leaders = [fact for fact in report.facts if fact.place.leader]
     others = [fact.place.rank for fact in leaders if fact.place.rank]
+    even = is_even([fact.place for fact in report.facts])
     token = _make_token(recipe) if recipe else None
     try:
-        meeting.post("go", {"go": True, "token": str(token or "")})
+        meeting.post("go", {"go": True, "even": even, "token": str(token or "")})
         offsets = _clocks(meeting, others, timeout_s)
         sees = meeting.collect("sees", timeout_s + GRACE_S, others)
     finally:
         if token:
             token.unlink(missing_ok=True)
-    network = measure_network(place, meeting.store, devices.pop(), timeout_s)
+    network = measure_network(place, meeting.store, devices.pop(), timeout_s, even)
     report.stuck = network.stuck
     meeting.post("network", dataclasses.asdict(network))
     found = meeting.collect("network", 2 * timeout_s + GRACE_S)
     report.networks = {n: Network(**plain) for n, plain in sorted(found.items())}
-    report.checks += judge_network(report, leaders, offsets, sees if token else {}, recipe)
+    report.checks += judge_network(report, leaders, offsets, sees if token else {})
     return report
 
 
@@ -254,7 +255,6 @@ def judge_network(
     leaders: Sequence[Facts],
     offsets: Mapping[int, tuple[float, float]],
     sees: Mapping[int, bool],
-    recipe: Recipe | None,
 ) -> list[Check]:
     """Return the verdicts on what joins the ranks."""
     checks: list[Check | None] = []
@@ -272,6 +272,15 @@ def judge_network(
             check_in_node(report.networks, leaders),
             check_pairs(report.networks, report.facts),
         ]
+        if not is_even([fact.place for fact in report.facts]):
+            checks.append(
+                Check(
+                    "links between nodes",
+                    WARNING,
+                    "not compared: nodes run different numbers of ranks",
+                    "start as many ranks on each node",
+                )
+            )
     return [check for check in checks if check]
 
 

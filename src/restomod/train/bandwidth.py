@@ -68,8 +68,11 @@ def pairings(nodes: int, most: int = ROUNDS) -> list[list[tuple[int, int]]]:
     return [rounds[n * len(rounds) // most] for n in range(most)]
 
 
-def measure_network(place: Place, store: dist.Store, device: str, timeout_s: float) -> Network:
+def measure_network(
+    place: Place, store: dist.Store, device: str, timeout_s: float, even: bool
+) -> Network:
     """Form a process group over `store` and measure; all ranks call it at about the same time.
+    Where nodes do not run `even` numbers of ranks, only all ranks together.
 
     What goes wrong is told in the result. The group stays: leaving it could hang as well.
     """
@@ -104,7 +107,7 @@ def measure_network(place: Place, store: dist.Store, device: str, timeout_s: flo
             network.all_reduce[str(size)] = step(
                 "all-reduce over all ranks", partial(_all_reduce, where, size, None)
             )
-        if place.nodes > 1:
+        if even and place.nodes > 1:
             if place.ranks_per_node > 1:
                 network.in_node = step(
                     "all-reduce within the node", partial(_in_node, place, where, device)

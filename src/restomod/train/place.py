@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 NAMED = 8
@@ -40,21 +40,30 @@ class Place:
 
 
 def find_place() -> Place:
-    """Return this process's place from the variables that torchrun and composer set; without them
-    it is the only rank."""
+    """Return this process's place from the environment, as `adopt_launcher` completes it; without
+    a launcher it is the only rank."""
 
-    def number(default: int, *names: str) -> int:
-        return int(next((os.environ[name] for name in names if name in os.environ), default))
+    def number(name: str, default: int) -> int:
+        return int(os.environ.get(name, default))
 
-    rank, world_size = number(0, "RANK"), number(1, "WORLD_SIZE")
-    per_node = number(world_size, "LOCAL_WORLD_SIZE")
+    rank, world_size = number("RANK", 0), number("WORLD_SIZE", 1)
+    per_node = number("LOCAL_WORLD_SIZE", world_size)
     return Place(
         rank,
-        number(rank // per_node, "NODE_RANK", "GROUP_RANK"),
-        number(rank % per_node, "LOCAL_RANK"),
+        number("NODE_RANK", rank // per_node),
+        number("LOCAL_RANK", rank % per_node),
         per_node,
         world_size,
         socket.gethostname(),
+    )
+
+
+def is_even(places: Sequence[Place]) -> bool:
+    """Return whether all nodes run as many ranks, numbered node by node."""
+    each = places[0].ranks_per_node
+    return all(
+        place.ranks_per_node == each and place.rank == place.node * each + place.local_rank
+        for place in places
     )
 
 

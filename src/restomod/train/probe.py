@@ -77,6 +77,7 @@ class Needs:
     checkpoint: float = 0.0
     """Weights and both moments, in float32."""
     checkpoints_kept: int = 0
+    """In the run folder."""
     gradients: float = 0.0
     cache: float = 0.0
     """Shards in use at once."""
@@ -199,10 +200,10 @@ def measure(recipe: Recipe | None, recipe_problem: str, place: Place, timeout_s:
     sources = attempt("data", lambda: _open(recipe, place.world_size))
     if sources:
         facts.streams = len(sources.streams) + len(sources.heldout)
-        facts.needs = needs(recipe, sources, place.world_size, device or "cpu")
+        facts.needs = needs(recipe, sources, place, device or "cpu")
     facts.run_folder = _folder(attempt, "run folder", Path(recipe.runs_dir))
     facts.cache_folder = _folder(attempt, "cache folder", Path(recipe.cache_dir))
-    facts.store = getattr(recipe, "store", "")
+    facts.store = recipe.store
     if facts.store:
         attempt("store", lambda: check_store(facts.store))
     return facts
@@ -255,22 +256,32 @@ def matmul_flops(where: torch.device) -> float:
     return 2 * size**3 / statistics.median(times[2:])  # the first ones load kernels
 
 
-def needs(recipe: Recipe, sources: Sources, world_size: int, device: str) -> Needs:
+def needs(recipe: Recipe, sources: Sources, place: Place, device: str) -> Needs:
     """Return what the recipe asks of each node."""
     vocab_size, data = sources.tokenizer.vocab_size, recipe.data
     count = sum(parameters(recipe.model, vocab_size))
-    used = working_set(recipe, sources.streams, world_size)
+    used = working_set(recipe, sources.streams, place.world_size)
+    shards = recipe.parallel.shards(place.world_size, place.ranks_per_node)
     cached = sum(int(s.index.raw_bytes.sum()) for s in sources.streams.values() if s.cached)
-    step = 0.0
-    for phase in recipe.phases:
+    kept, step = recipe.checkpoint, 0.0
+    for phase in recipe.trained_phases:
         tokens = phase.micro_batch_rows * phase.row_tokens
         predicted = predicted_slots(tokens, phase)
-        memory = step_memory(recipe.model, vocab_size, tokens, predicted, recipe.compute, device)
+        memory = step_memory(
+            recipe.model,
+            vocab_size,
+            tokens,
+            predicted,
+            recipe.compute,
+            device,
+            shards,
+            recipe.parallel.reshard_after_forward,
+        )
         step = max(step, memory.peak)
     return Needs(
         step_memory=step,
         checkpoint=3 * FLOAT32 * count,
-        checkpoints_kept=recipe.checkpoint.keep,
+        checkpoints_kept=kept.keep_local if recipe.store else kept.keep + kept.keep_best,
         gradients=FLOAT32 * count,
         cache=used.cached_bytes,
         cache_all=min(cached, data.cache_limit_gb * 1e9),
