@@ -131,6 +131,19 @@ def main() -> int:
     for size in ("layers", "hidden-size", "intermediate-size"):
         tile.add_argument(f"--{size}", type=_positive, help="the source's by default")
 
+    doctor = command(
+        "doctor", _doctor, "check devices, network, disks and data before a run, on all its nodes"
+    )
+    doctor.add_argument("recipe", nargs="*", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
+    doctor.add_argument(
+        "--timeout",
+        type=_positive,
+        default=60,
+        metavar="SECONDS",
+        help="time that each rank has to answer, at each stage; 60 by default",
+    )
+    doctor.add_argument("--json", action="store_true", help="all that was measured, as JSON")
+
     report = command("report", _report, "write a run's report.html")
     report.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
@@ -311,6 +324,31 @@ def _tile(arguments: argparse.Namespace) -> int:
     sizes = (arguments.layers, arguments.hidden_size, arguments.intermediate_size)
     sys.stdout.write(tile_model(arguments.source, arguments.out, *sizes))
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    adopt_launcher(os.environ)
+    _set_up_process()
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    recipe, problem = None, ""
+    try:
+        if arguments.recipe:
+            node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+            recipe = _read(arguments.recipe, world_size, node_ranks)
+    except UserError as error:
+        if rank == 0:
+            raise
+        problem = str(error)  # which rank 0 tells, with the node's name
+    from restomod.tools.doctor import doctor
+
+    def write(text: str) -> None:  # at once: a launcher kills rank 0 when another rank has ended
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    code, hangs = doctor(recipe, problem, arguments.timeout, write, arguments.json)
+    if hangs:
+        os._exit(code)  # a thread that waits for a device or the network would keep us
+    return code
 
 
 def _report(arguments: argparse.Namespace) -> int:
