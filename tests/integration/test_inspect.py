@@ -8,7 +8,7 @@ from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
 from restomod.recipe import load_recipe
 from restomod.tools.inspect import inspect_steps
-from restomod.train.manifest import fingerprint, state_before
+from restomod.train.guards import fingerprint, state_before
 from tests.conftest import metrics
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 
-from restomod.config import PhaseConfig, Recipe, parse_slots
+from restomod.config import PhaseConfig, Recipe, parse_duration, parse_slots
 from restomod.data.mixture import exhausted, token_shares
 from restomod.data.mlm import predicted_slots
 from restomod.data.rows import SpecialTokens
@@ -56,9 +57,37 @@ def plan(recipe: Recipe, world_size: int, node_ranks: int | None = None) -> str:
         if vocab_size:
             shards = recipe.parallel.shards(world_size, node_ranks or world_size)
             lines += [f"  {line}" for line in _memory(recipe, phase, vocab_size, shards)]
+    lines += _grace(recipe)
     lines += ["schedules over the run's slots:"]
     lines += [f"  {line}" for line in schedule_plots(timeline, recipe.optimizer)]
     return "\n".join(lines) + "\n"
+
+
+def _grace(recipe: Recipe) -> list[str]:
+    """Compare the time that the cluster leaves after a signal with what saving took in this run."""
+    log = recipe.run_folder / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    took = [
+        json.loads(line)["seconds"]
+        for line in lines
+        if '"event": "checkpoint"' in line and line.endswith("}")
+    ]
+    grace_s = parse_duration(recipe.faults.grace)
+    if not took:
+        return [f"stopping: {grace_s:g} s are left after a signal; no save was measured yet"]
+    step_s = [
+        json.loads(line)["step_s"]
+        for line in lines[-200:]
+        if '"event": "train"' in line and line.endswith("}")
+    ]
+    needed = max(took) + max(step_s, default=0.0)
+    text = f"a step and a save took up to {needed:.1f} s in this run"
+    if needed > grace_s / 2:
+        return [
+            f"warning: {text}, and {grace_s:g} s are left after a signal (faults.grace): have the "
+            "cluster signal earlier, or use more ranks to a checkpoint, or a faster disk"
+        ]
+    return [f"stopping: {grace_s:g} s are left after a signal; {text}"]
 
 
 def _open_streams(

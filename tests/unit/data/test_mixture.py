@@ -7,7 +7,7 @@ import yaml
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.recipe import load_recipe
-from restomod.train.manifest import fingerprint
+from restomod.train.guards import fingerprint
 
 
 def write(folder, lengths, columns=("tokens",)):

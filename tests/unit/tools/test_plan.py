@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,26 @@ def test_modernbert_base_and_large_have_the_published_size():
     assert sum(parameters(ModelConfig(), 50_368)) == 149_655_232
     large = ModelConfig(layers=28, hidden_size=1024, heads=16, intermediate_size=2624)
     assert sum(parameters(large, 50_368)) == 395_881_664
+
+
+@pytest.mark.parametrize(
+    ("grace", "message"),
+    [
+        ("60s", "stopping: 60 s are left after a signal; a step and a save took up to 7.5 s"),
+        ("12s", "warning: a step and a save took up to 7.5 s in this run, and 12 s are left"),
+    ],
+)
+def test_grace_is_compared_with_what_saving_took(tiny, tmp_path, grace, message):
+    recipe = load_recipe(
+        [tiny.write(tmp_path / "r.yaml")], [f"faults.grace={grace}", f"runs_dir={tmp_path}"]
+    )
+    assert "no save was measured yet" in plan(recipe, 1, 1)
+    recipe.run_folder.mkdir()
+    events = [
+        {"event": "checkpoint", "step": 5, "seconds": 6.5},
+        {"event": "checkpoint", "step": 10, "seconds": 3.0},
+        {"event": "train", "step": 11, "step_s": 1.0},
+    ]
+    text = "".join(json.dumps(event) + "\n" for event in events)
+    (recipe.run_folder / "metrics.jsonl").write_text(text + '{"event": "checkpoint", "st')
+    assert message in plan(recipe, 1, 1)
