@@ -125,5 +125,6 @@ def s3(server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.upload_faults.clear()
     server.requests.clear()
     yield server
+    S3FileSystem.clear_instance_cache()
     server.released.set()
     server.released.clear()

@@ -128,7 +128,7 @@ def one_step(case: Case, rank: int) -> dict[str, Any]:
         return all_reduce(*arguments, **options)
 
     hook, all_reduce = parallel.bf16_compress_hook, torch.distributed.all_reduce
-    device = parallel.join_ranks("cpu")
+    device = parallel.join_ranks("cpu", 120.0)
     model = new_model()
     model.compute_as(ComputeConfig(recompute_every=int(case.recompute)))
     parallel.shard(model, case.parallel, "cpu", torch.float32)
@@ -168,7 +168,7 @@ def mixed_precision(rank: int) -> dict[str, float]:
     from restomod.train import parallel
 
     results = {}
-    parallel.join_ranks("cpu")
+    parallel.join_ranks("cpu", 120.0)
     for norm in ("layernorm", "rmsnorm"):
         config = dataclasses.replace(CONFIG, norm=norm, norm_bias=norm == "layernorm")
         models = [MaskedLM(config), MaskedLM(config)]
@@ -195,7 +195,7 @@ def evaluated(rank: int) -> dict[str, Any]:
     from restomod.train import parallel
     from restomod.train.evaluation import evaluate
 
-    parallel.join_ranks("cpu")
+    parallel.join_ranks("cpu", 120.0)
     model = new_model()
     parallel.shard(model, ParallelConfig("fsdp", reshard_after_forward=False), "cpu", torch.float32)
     rows = batch([rank])

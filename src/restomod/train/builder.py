@@ -199,7 +199,7 @@ def _fit(
         uploads,
     )
     callbacks: list[Callback] = [
-        Stopping(stopper, checkpointing),
+        Stopping(stopper, compiled, start.step),
         Phases(timeline, recipe.optimizer),
         GlobalMean(),
         times,
@@ -298,9 +298,10 @@ class CatchingUp(Callback):
 class Stopping(Callback):
     """Stops all ranks before the same step, once one of them is asked to."""
 
-    def __init__(self, stopper: Stopper, checkpointing: Checkpointing) -> None:
+    def __init__(self, stopper: Stopper, compiled: bool, first_step: int) -> None:
         self._stopper = stopper
-        self._checkpointing = checkpointing
+        self._compiled = compiled
+        self._first_step = first_step
 
     def batch_start(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
@@ -308,7 +309,7 @@ class Stopping(Callback):
         if reason:
             raise StopRequested(reason, agreed=True)
         # A first step that compiles may take minutes, and there is nothing to save before its end.
-        self._stopper.hold(lossless=self._checkpointing.last_saved_step == step)
+        self._stopper.hold(lossless=self._compiled and step == self._first_step)
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         self._stopper.hold()

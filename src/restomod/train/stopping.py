@@ -105,7 +105,10 @@ class Stopper:
 
             code = torch.tensor(REASONS.index(self.requested))
             dist.all_reduce(code, dist.ReduceOp.MAX, group=self._group)
-            self.requested = REASONS[int(code)]
+            reason = REASONS[int(code)]
+            # A request that arrived meanwhile is told next time: nothing may take it back.
+            self.requested = reason or self.requested
+            return reason
         return self.requested
 
     @contextlib.contextmanager

@@ -8,8 +8,10 @@ import faulthandler
 import logging
 import os
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,7 +79,9 @@ class Watchdog(Callback):
                 f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}, after step "
                 f"{self._step}, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
             )
-            file.flush()
+            main = sys._current_frames().get(threading.main_thread().ident or 0)
+            file.write("".join(["main thread:\n", *traceback.format_stack(main)]))
+            file.flush()  # faulthandler writes past it, and 100 threads at most
             faulthandler.dump_traceback(file, all_threads=True)
         if self._rank == 0:
             leave_requeue(self._folder, "hang", self._step)
