@@ -98,24 +98,18 @@ def check_unchanged(
     one in progress not before the checkpoint.
     """
     begun, problems = _begun_phases(manifest, recipe)
-    now = {**guarded(recipe), **identity}
-    then = {**manifest["recipe"], **manifest["fingerprint"]}
+    differences = _differences(manifest, recipe, identity)
     changed = [
         key
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key)
-        and (
-            not key.startswith("phases.")
-            or any(key.startswith(f"phases.{name}.") for name in begun)
-        )
+        for key in differences
+        if not key.startswith("phases.") or any(key.startswith(f"phases.{name}.") for name in begun)
     ]
     refused = [
         key
         for key in changed
         if not any(key == allow or key.startswith(allow + ".") for allow in recipe.resume.allow)
     ]
-    if refused:
-        problems += [f"{key}: was {then.get(key)!r}, is {now.get(key)!r}" for key in refused]
+    problems += [differences[key] for key in refused]
     if problems:
         raise UserError(
             f"{recipe.run_folder}: the run cannot go on with another recipe or other data:\n  "
@@ -130,27 +124,34 @@ def check_startable(
 ) -> list[str]:
     """Return the guarded keys in which a recipe differs from that of another run's checkpoint, from
     which it starts; raise UserError where model, data or seed are others."""
-    now = {**guarded(recipe), **identity}
-    then = {**manifest["recipe"], **manifest["fingerprint"]}
-    changed = [
-        key
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key) and not key.startswith("start.")
-    ]
+    differences = _differences(manifest, recipe, identity)
+    streams = identity.keys() ^ manifest["fingerprint"].keys()  # that only one of the runs has
     fixed = [
-        key
-        for key in changed
-        if key.split(".")[0] in ("model", "data", "seed", "tokenizer")
-        and not (key.startswith("data.streams.") and (key not in now or key not in then))
+        line
+        for key, line in differences.items()
+        if key.split(".")[0] in ("model", "data", "seed", "tokenizer") and key not in streams
     ]
     if fixed:
-        lines = [f"{key}: was {then.get(key)!r}, is {now.get(key)!r}" for key in fixed]
         raise UserError(
             f"{checkpoint}: a run with another model, other data or another seed cannot begin from "
-            "it:\n  " + "\n  ".join(lines) + "\nundo the change; init.weights takes a model's "
+            "it:\n  " + "\n  ".join(fixed) + "\nundo the change; init.weights takes a model's "
             "weights alone"
         )
-    return changed
+    return [key for key in differences if not key.startswith("start.")]
+
+
+def _differences(
+    manifest: dict[str, Any], recipe: Recipe, identity: dict[str, str]
+) -> dict[str, str]:
+    """Return the guarded keys and the data in which a recipe differs from a checkpoint's, in order,
+    each with a line that says how."""
+    now = {**guarded(recipe), **identity}
+    then = {**manifest["recipe"], **manifest["fingerprint"]}
+    return {
+        key: f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key)
+    }
 
 
 def _begun_phases(manifest: dict[str, Any], recipe: Recipe) -> tuple[set[str], list[str]]:
