@@ -229,7 +229,8 @@ def _train(words: Sequence[str]) -> int:
 
             train(prepare_run(recipe, sources), STARTED, stopper)
         except StopRequested as stop:
-            stopper.tell()
+            if not stop.agreed:
+                stopper.tell()
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 leave_requeue(recipe.run_folder, stop.reason, stop.step)
             return exit_code()

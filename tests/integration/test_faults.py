@@ -4,14 +4,14 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
 
 import pytest
 import torch
 
 from restomod.cli import _read
-from restomod.data.loader import Loader
+from restomod.data import loader
+from restomod.data.lanes import Lane
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.train.builder import prepare_run, train
@@ -129,23 +129,24 @@ def test_stop_at_any_time_loses_nothing(recipe, unbroken, asked):
     assert evaluations == expected
 
 
-def test_stop_breaks_into_a_wait_for_data(recipe, unbroken, monkeypatch):
-    original, waited = Loader._next_batch, []
+def test_stop_ends_a_wait_for_data(recipe, unbroken, monkeypatch):
+    next_row = Lane.next_row
 
-    def stalls(self, rows, count, phase):
-        if self._rows == 4 * 8 and not waited:
-            waited.append(True)
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            with self.waiting():
-                time.sleep(60)
-        return original(self, rows, count, phase)
+    def stalls(self):
+        if (self._number, self._rows) == (3, 9):
+            time.sleep(3)  # all rows before this one are trained on
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(60)
+        return next_row(self)
 
-    monkeypatch.setattr(Loader, "_next_batch", stalls)
-    with Stopper().listening() as stopper, pytest.raises(StopRequested) as stop:
-        here(recipe, "run_name=stalled", stopper=stopper)
-    assert stop.value.step == 8
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "MESSAGE_TOKENS", 1)
+        patch.setattr(Lane, "next_row", stalls)
+        with Stopper().listening() as stopper, pytest.raises(StopRequested) as stop:
+            here(recipe, "run_name=stalled", stopper=stopper)
+    assert stop.value.step == 9
     folder = here(recipe, "run_name=stalled")
-    assert metrics(folder, "resume")[-1]["from_step"] == 8
+    assert metrics(folder, "resume")[-1]["from_step"] == 9
     assert exactly(folder) == exactly(unbroken)
 
 

@@ -48,6 +48,7 @@ from restomod.train.profiling import Profiling
 from restomod.train.progress import Progress
 from restomod.train.rank_times import RankTimes
 from restomod.train.start import Start, find_start
+from restomod.train.stoppable import BreakingIn, Stoppable
 from restomod.train.stopping import Stopper, StopRequested, clear_requeue
 from restomod.train.store import open_store
 from restomod.train.upload import Uploads, restore_log
@@ -150,7 +151,6 @@ def _fit(
         pin_memory=device == "cuda",
         timeline=timeline,
     )
-    loader.waiting = stopper.breaking_in
     watchdog = Watchdog(folder, rank, parse_duration(recipe.faults.hang_timeout))
 
     def go_on() -> bool:
@@ -199,7 +199,7 @@ def _fit(
         uploads,
     )
     callbacks: list[Callback] = [
-        Stopping(stopper, compiled, start.step),
+        *([BreakingIn(stopper)] if compiled else []),
         Phases(timeline, recipe.optimizer),
         GlobalMean(),
         times,
@@ -222,7 +222,7 @@ def _fit(
     trainer = Trainer(
         model=TrainedModel(model),
         train_dataloader=DataSpec(
-            loader,
+            Stoppable(loader, stopper),
             split_batch=lambda batch, size: batch,
             get_num_samples_in_batch=_rows,
             get_num_tokens_in_batch=_slots,
@@ -244,13 +244,9 @@ def _fit(
             trainer.fit()
         except StopRequested as stop:
             stop.step = trainer.state.timestamp.batch.value
-            if not stop.lossless:
-                if not stop.agreed:
-                    stopper.agree()  # the other ranks wait to hear of it
-                loader.put_back()
-                if stop.step > start.step:
-                    checkpointing.save(trainer.state, stop.step)
             stopper.hold()
+            if stop.agreed and stop.step > start.step:
+                checkpointing.save(trainer.state, stop.step)
             checkpointing.wait()
             if uploads:
                 uploads.wait()
@@ -260,8 +256,12 @@ def _fit(
             raise
         except RollBack:
             checkpointing.wait()
+            if uploads:
+                uploads.wait()  # what is built next talks over their group, too
             raise
         except RuntimeError as error:
+            if stopper.left_behind(error):
+                raise StopRequested(stopper.requested, agreed=False) from error
             explain(error)
             raise
 
@@ -293,26 +293,6 @@ class CatchingUp(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._evaluation.catch_up(state, logger)
-
-
-class Stopping(Callback):
-    """Stops all ranks before the same step, once one of them is asked to."""
-
-    def __init__(self, stopper: Stopper, compiled: bool, first_step: int) -> None:
-        self._stopper = stopper
-        self._compiled = compiled
-        self._first_step = first_step
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        step = state.timestamp.batch.value
-        reason = self._stopper.agree()
-        if reason:
-            raise StopRequested(reason, agreed=True)
-        # A first step that compiles may take minutes, and there is nothing to save before its end.
-        self._stopper.hold(lossless=self._compiled and step == self._first_step)
-
-    def after_train_batch(self, state: State, logger: Logger) -> None:
-        self._stopper.hold()
 
 
 def check_compute(recipe: Recipe, device: str) -> None:
