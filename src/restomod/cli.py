@@ -213,8 +213,8 @@ def _read(words: Sequence[str], world_size: int, node_ranks: int) -> Recipe:
 def _train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
-    from restomod.config import parse_duration
     from restomod.train.stopping import Stopper, StopRequested, exit_code, leave_requeue
+    from restomod.units import parse_duration
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with Stopper().listening() as stopper:

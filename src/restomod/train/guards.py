@@ -30,6 +30,7 @@ FREE_KEYS = (
     "store",
     "cache_dir",
     "device",
+    "deterministic",
     "tokenizer",  # its content is guarded by the fingerprint
     "data.streams.*",  # likewise
     "data.workers",
