@@ -334,7 +334,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     recipe, problem = None, ""
     try:
         if arguments.recipe:
-            node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+            node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             recipe = _read(arguments.recipe, world_size, node_ranks)
     except UserError as error:
         if rank == 0:
