@@ -53,7 +53,8 @@ FREE_KEYS = (
     "faults.spikes.max_rollbacks",
     "profile.*",
 )
-"""Keys that a resumed run may change; all others are guarded."""
+"""Keys that a resumed run may change, GUARDED_KEYS excepted; all others are guarded."""
+GUARDED_KEYS = ("phases.*.batch_warmup.slots",)
 
 
 def fingerprint(sources: Sources) -> dict[str, str]:
@@ -73,8 +74,12 @@ def guarded(recipe: Recipe) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(recipe).items()
-        if not any(fnmatch.fnmatch(key, free) for free in FREE_KEYS)
+        if not _matches(key, FREE_KEYS) or _matches(key, GUARDED_KEYS)
     }
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def place(timeline: Timeline, step: int) -> dict[str, Any]:
