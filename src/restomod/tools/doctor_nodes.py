@@ -10,6 +10,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from restomod.gpus import peak_flops_of
 from restomod.tools.verdict import (
     FAILED,
     HALF,
@@ -24,7 +25,6 @@ from restomod.tools.verdict import (
     problems,
     unlike_most,
 )
-from restomod.train.hardware import BF16_PEAK_FLOPS
 from restomod.train.probe import WRITTEN_BYTES, Facts, Folder
 
 SLOW = 0.15
@@ -182,7 +182,7 @@ def check_matmul(facts: Sequence[Facts]) -> Check:
             "leave the node out if it stays slow: all others wait for it",
         )
     name = facts[0].device_name if facts else ""
-    peak = next((peak for part, peak in BF16_PEAK_FLOPS.items() if cuda and part in name), 0.0)
+    peak = peak_flops_of(name) if cuda else 0.0
     if middle < HALF * peak:
         return Check(
             "matmul",

@@ -10,21 +10,9 @@ from composer.utils.reproducibility import configure_deterministic_mode
 
 from restomod.config import Recipe
 from restomod.errors import UserError
+from restomod.gpus import peak_flops_of
 
 log = logging.getLogger(__name__)
-
-BF16_PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "4090": 165e12,
-    "L4": 121e12,
-    "A10": 125e12,
-}
-"""Dense bf16 peaks by a part of the device's name, from the vendor's data sheets; first match
-counts."""
 
 
 def choose_device(recipe: Recipe) -> str:
@@ -55,11 +43,10 @@ def peak_flops(device: str) -> float:
     measured by float32 matrix products on the CPU, which takes about 0.3 s."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
-        for part, peak in BF16_PEAK_FLOPS.items():
-            if part in name:
-                return peak
-        log.warning("the peak of %s is not known: mfu is logged as 0", name)
-        return 0.0
+        peak = peak_flops_of(name)
+        if not peak:
+            log.warning("the peak of %s is not known: mfu is logged as 0", name)
+        return peak
     n = 1024
     a, b = torch.ones(n, n), torch.ones(n, n)
     a @ b
