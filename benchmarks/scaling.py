@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/scaling.py measure --ranks 1,2,4
 
 `simulate` prints step time, communication and efficiency of ModernBERT's two sizes on 8 to 1,024
-GPUs, from measured speed of one GPU and stated bandwidths (`scaling_model.py`): what to expect, not
-what was seen. The global batch is the recipes', whatever the number of GPUs.
+GPUs, from measured speed of one GPU and stated bandwidths (`restomod/tools/scaling_model.py`): what
+to expect, not what was seen. The global batch is the recipes', whatever the number of GPUs.
 
 `measure` trains a recipe (`make demo` provides the default's data) with gloo ranks on this machine,
 through train.py's own path, and prints the step time and the bytes of each rank's sockets that
@@ -17,7 +17,6 @@ send what they would anywhere.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -32,19 +31,17 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from scaling_model import (
+from restomod.config import ModelConfig, Recipe
+from restomod.model.memory import FLOAT32, parameters
+from restomod.tools.scaling_model import (
     BACKWARD,
     BUCKET_BYTES,
-    FLOAT32,
-    MEMORY_BYTES_PER_S,
     OPTIMIZER_BYTES,
     Cluster,
     Workload,
     simulate,
+    workload,
 )
-
-from restomod.config import ModelConfig, Recipe
-from restomod.model.memory import parameters
 
 STRATEGIES = ("ddp", "fsdp", "hsdp")
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -63,30 +60,6 @@ AIM = 1.5
 WARM_STEPS, TIMED_STEPS = 5, 20
 TCP_INFO_BYTES_ACKED = 120
 """Offset in Linux's struct tcp_info."""
-
-
-def workload(
-    name: str,
-    model: ModelConfig,
-    vocabulary: int,
-    tokens: int,
-    micro_batch_tokens: int,
-    speed: float,
-) -> Workload:
-    """Return a model's sizes as the simulation needs them."""
-    body, embedding = parameters(model, vocabulary)
-    one_less, _ = parameters(dataclasses.replace(model, layers=model.layers - 1), vocabulary)
-    layer = body - one_less
-    return Workload(
-        name=name,
-        layers=model.layers,
-        layer_parameters=layer,
-        root_parameters=body + embedding - model.layers * layer,
-        embedding_parameters=vocabulary * model.hidden_size,
-        tokens_per_step=tokens,
-        micro_batch_tokens=micro_batch_tokens,
-        tokens_per_s=speed,
-    )
 
 
 def assumptions(cluster: Cluster, reduce_bytes: int) -> list[str]:
@@ -113,7 +86,7 @@ def assumptions(cluster: Cluster, reduce_bytes: int) -> list[str]:
         "micro-batch, during the next layer's backward pass",
         "- hsdp: a copy in each node; gradients all-reduced between nodes in the last micro-batch",
         f"- the optimizer reads and writes {OPTIMIZER_BYTES} bytes a parameter that a rank holds, "
-        f"at {MEMORY_BYTES_PER_S / 1e12:.2f} TB/s",
+        f"at {cluster.memory_bytes_per_s / 1e12:.2f} TB/s",
         "- the loader, evaluation and checkpoints take no time",
         "efficiency: the share of the step in which the model is computed. 90 % to: the most GPUs "
         "of those shown with at least 90 %",

@@ -1,7 +1,8 @@
 """Step time of data-parallel training on many GPUs, worked out from bytes, links and compute.
 
 Enters: a model's shape and measured speed, a cluster, a strategy. Leaves: seconds and bytes of a
-step. `scaling.py` prints tables of it; everything here is a pure function of its arguments.
+step. `restomod plan` and benchmarks/scaling.py print it; everything here is a pure function of its
+arguments.
 
 Collectives are rings over all GPUs that take part, cut into as many as a node has network adapters,
 so that each adapter carries one: the slower of the two kinds of link sets the pace, and each hop
@@ -16,7 +17,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FLOAT32, BF16 = 4, 2
+from restomod.config import ModelConfig
+from restomod.model.memory import BF16, FLOAT32, layer_parameters, parameters
+
+OPTIMIZER_BYTES = 7 * FLOAT32
+"""Read and written for each parameter: weight, gradient and two moments; all but the gradient are
+written."""
+REACHED_BANDWIDTH = 0.8
+"""Share of a GPU's memory bandwidth that elementwise kernels reach."""
+H100_BANDWIDTH = 3.35e12
+"""Bytes/s."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,8 @@ class Cluster:
     network_hop_s: float = 8e-6
     launch_s: float = 15e-6
     """What each collective takes whatever its size."""
+    memory_bytes_per_s: float = REACHED_BANDWIDTH * H100_BANDWIDTH
+    """At which the optimizer reads and writes."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,29 @@ class Workload:
     def parameters(self) -> int:
         """All of them."""
         return self.layers * self.layer_parameters + self.root_parameters
+
+
+def workload(
+    name: str,
+    model: ModelConfig,
+    vocab_size: int,
+    tokens: int,
+    micro_batch_tokens: int,
+    speed: float,
+) -> Workload:
+    """Return a model's sizes as the simulation needs them; `speed` is a lone GPU's tokens/s."""
+    total = sum(parameters(model, vocab_size))
+    layer = layer_parameters(model)
+    return Workload(
+        name=name,
+        layers=model.layers,
+        layer_parameters=layer,
+        root_parameters=total - model.layers * layer,
+        embedding_parameters=vocab_size * model.hidden_size,
+        tokens_per_step=tokens,
+        micro_batch_tokens=micro_batch_tokens,
+        tokens_per_s=speed,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,11 +120,6 @@ BACKWARD = 2 / 3
 """Share of a micro-batch's compute: gradients of inputs and of weights, beside one forward pass."""
 BUCKET_BYTES = 25 * 2**20
 """DDP's buckets."""
-OPTIMIZER_BYTES = 7 * FLOAT32
-"""Read and written for each parameter: weight, gradient and two moments; all but the gradient are
-written."""
-MEMORY_BYTES_PER_S = 0.8 * 3.35e12
-"""An H100's, of which elementwise kernels reach four fifths."""
 
 
 def ring_share(ranks: int) -> float:
@@ -158,7 +188,7 @@ def simulate(
         unit = _Shards(work, own, ranks // own, micro_s, cluster, reduce_bytes, gather_bytes)
         exposed = (micro_batches - 1) * unit.exposed(last=False) + unit.exposed(last=True)
         sent = (micro_batches - 1) * unit.sent(last=False) + unit.sent(last=True)
-    optimizer_s = work.parameters / own * OPTIMIZER_BYTES / MEMORY_BYTES_PER_S
+    optimizer_s = work.parameters / own * OPTIMIZER_BYTES / cluster.memory_bytes_per_s
     return Step(micro_batches, micro_batches * micro_s, exposed, optimizer_s, sent)
 
 

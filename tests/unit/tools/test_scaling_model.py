@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 
-from benchmarks.scaling_model import (
+from restomod.tools.scaling_model import (
     BACKWARD,
-    MEMORY_BYTES_PER_S,
     Cluster,
     Workload,
     all_reduce_seconds,
@@ -68,7 +67,7 @@ def test_links_without_limits_leave_compute_and_optimizer(strategy):
     assert step.compute_s == pytest.approx(16_384 / 100_000)
     assert step.exposed_s == pytest.approx(0, abs=1e-12)
     own = {"ddp": 1, "fsdp": 64, "hsdp": 8}[strategy]
-    assert step.optimizer_s == pytest.approx(PARAMETERS * 28 / own / MEMORY_BYTES_PER_S)
+    assert step.optimizer_s == pytest.approx(PARAMETERS * 28 / own / FAST.memory_bytes_per_s)
     assert step.seconds == step.compute_s + step.exposed_s + step.optimizer_s
     assert step.efficiency == step.compute_s / step.seconds
 
