@@ -70,7 +70,20 @@ def main() -> int:
 
     plan = command("plan", _plan, "check a recipe and print what it amounts to, without training")
     plan.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
-    plan.add_argument("--world-size", type=_positive, default=1, help="ranks to plan for")
+    plan.add_argument("--world-size", type=_positive, help="ranks to plan for; 1 by default")
+    plan.add_argument(
+        "--gpus", type=_positive, metavar="N", help="the same, one GPU each (h100 without --gpu)"
+    )
+    plan.add_argument(
+        "--gpu", default="", metavar="NAME", help="h100, a100, ...: what memory, hours and cost are"
+    )
+    plan.add_argument(
+        "--mfu", type=float, default=0.4, help="share of the GPUs' peak reached; 0.4 by default"
+    )
+    plan.add_argument(
+        "--price", type=float, default=2.5, help="dollars for a GPU hour; 2.5 by default"
+    )
+    plan.add_argument("--html", type=Path, metavar="FILE", help="write the plan as a page, too")
     plan.add_argument(
         "--ranks-per-node",
         type=_positive,
@@ -252,11 +265,18 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from restomod.tools.plan import plan
+    from restomod.tools.plan import make_plan
+    from restomod.tools.plan_parts import target
 
-    ranks = arguments.world_size
-    node_ranks = arguments.ranks_per_node or min(ranks, NODE_RANKS)
-    sys.stdout.write(plan(_read(arguments.recipe, ranks, node_ranks), ranks, node_ranks))
+    aim = target(arguments, NODE_RANKS)
+    recipe = _read(arguments.recipe, aim.ranks, aim.node_ranks)
+    plan = make_plan(recipe, aim)
+    sys.stdout.write(plan.text())
+    if arguments.html:
+        from restomod.tools.plan_page import write_page
+
+        write_page(plan, arguments.html)
+        sys.stdout.write(f"{arguments.html}\n")
     return 0
 
 

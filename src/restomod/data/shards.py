@@ -13,7 +13,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,9 @@ class DatasetAttributes:
     """Where `tokens` is from, in words."""
     tokenizer: str = ""
     """Fingerprint of the tokenizer; empty when not recorded."""
+    histogram: dict[int, int] = field(default_factory=dict)
+    """Documents by the largest power of two that is not above their length; empty when not
+    recorded."""
 
     @property
     def exact(self) -> bool:
@@ -293,7 +296,10 @@ class ShardedDataset:
         try:
             found = json.loads(content)
             return DatasetAttributes(
-                int(found["tokens"]), MANIFEST, str(found["tokenizer_fingerprint"])
+                int(found["tokens"]),
+                MANIFEST,
+                str(found["tokenizer_fingerprint"]),
+                {int(low): int(n) for low, n in found.get("length_histogram", {}).items()},
             )
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(

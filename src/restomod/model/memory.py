@@ -3,8 +3,8 @@
 Enters: the encoder's shape, the phase's micro-batch, and how it is computed. Leaves: bytes by part.
 Counts the tensors that eager PyTorch keeps for the backward pass, operation by operation, and what
 else is alive when the most is. Compiled layers need less, since they compute elementwise results
-again; the allocator's fragments, the CUDA context and DDP's buckets come on top, and with shards
-what a rank sends while it computes. Imports no torch.
+again; the allocator's fragments and the CUDA context come on top, and with shards what a rank sends
+while it computes. Imports no torch.
 
 Shapes: T tokens of the micro-batch, M predicted ones, D hidden, I intermediate, V vocabulary.
 """
@@ -34,9 +34,10 @@ class Memory:
     logits: float
     """What the loss holds at the peak: a piece of the logits and the decoder's gradient, or that
     gradient and its product with the loss's scale."""
-    gathered: float
-    """What a rank that holds a shard gathers of the other shards: embedding, head and final norm
-    whole, two layers (or all, where they stay), and the gradients of one."""
+    exchange: float
+    """With DDP, the buckets into which gradients are copied to be reduced (Composer's DDP has no
+    gradients that are views of them). With shards, what is gathered of the others': embedding, head
+    and final norm whole, two layers (or all, where they stay), and the gradients of one."""
 
     @property
     def peak(self) -> float:
@@ -76,17 +77,20 @@ def step_memory(
     device: str,
     shards: int = 1,
     reshard: bool = True,
+    ranks: int = 1,
+    moments: float = 2.0,
 ) -> Memory:
     """Estimate a step on a micro-batch of `tokens`, of which `predicted` count.
 
-    `device` is cpu (float32) or cuda (bf16 autocast). `shards` ranks share a copy of weights,
-    gradients and optimizer state; `reshard` is `parallel.reshard_after_forward`.
+    `device` is cpu (float32) or cuda (bf16 autocast). `shards` of the `ranks` share a copy of
+    weights, gradients and optimizer state; `reshard` is `parallel.reshard_after_forward`; `moments`
+    is how many the optimizer keeps of a parameter, in the mean.
     """
     cuda = device == "cuda"
     count = sum(parameters(model, vocab_size))
     matrix = vocab_size * model.hidden_size
     itemsize = BF16 if cuda else FLOAT32
-    attention, gated, kept = _layer(model, tokens, itemsize, compute.recompute_keep)
+    attention, gated, kept = layer_activations(model, tokens, itemsize, compute.recompute_keep)
     whole, every = attention + gated, compute.recompute_every
     layers = [kept if every and n % every == 0 else whole for n in range(model.layers)]
     stream = FLOAT32 * tokens * model.hidden_size
@@ -100,30 +104,49 @@ def step_memory(
     decoder = FLOAT32 * matrix
     # Where the loss is; in the feed-forward block of the last recomputed layer; in the last local
     # layer's attention on the CPU, whose blocks of keys and values overlap.
-    moments = [(body + head, decoder + max(piece, decoder))]
+    peaks = [(body + head, decoder + max(piece, decoder))]
     if every:
         last = (model.layers - 1) // every * every
         gradients = 2 * stream + 2 * itemsize * tokens * model.intermediate_size
-        moments.append((2 * stream + sum(layers[:last]) + whole + gradients, decoder))
+        peaks.append((2 * stream + sum(layers[:last]) + whole + gradients, decoder))
     if local and not cuda:
         blocks = (6 + 2 * (1 + model.local_window / BLOCK)) * stream
-        moments.append((2 * stream + sum(layers[: local[-1]]) + attention + blocks, decoder))
-    activations, logits = max(moments, key=sum)
+        peaks.append((2 * stream + sum(layers[: local[-1]]) + attention + blocks, decoder))
+    activations, logits = max(peaks, key=sum)
+    buckets = FLOAT32 * count if ranks > 1 else 0.0
     return Memory(
         weights=(FLOAT32 + (BF16 if cuda and shards == 1 else 0)) * count / shards,
         gradients=FLOAT32 * count / shards,
-        optimizer=2 * FLOAT32 * count / shards,
+        optimizer=moments * FLOAT32 * count / shards,
         activations=activations + mask,
         logits=logits,
-        gathered=_gathered(model, vocab_size, cuda, reshard) if shards > 1 else 0.0,
+        exchange=_gathered(model, vocab_size, cuda, reshard) if shards > 1 else buckets,
     )
 
 
+def moments_per_parameter(recipe: Recipe, vocab_size: int) -> float:
+    """Return how many moments the optimizer keeps of a parameter, in the mean: StableAdamW two,
+    Muon one of a layer's and the head's matrices."""
+    if recipe.optimizer.name != "muon":
+        return 2.0
+    model = recipe.model
+    d, i = model.hidden_size, model.intermediate_size
+    hidden = model.layers * (4 * d * d + 3 * i * d) + d * d
+    return 2.0 - hidden / sum(parameters(model, vocab_size))
+
+
 def phase_memory(
-    recipe: Recipe, phase: PhaseConfig, vocab_size: int, device: str, shards: int
+    recipe: Recipe,
+    phase: PhaseConfig,
+    vocab_size: int,
+    device: str,
+    shards: int,
+    ranks: int = 1,
+    rows: int = 0,
 ) -> Memory:
-    """Estimate a step of a phase, on a rank of `shards` that share a copy of the model."""
-    tokens = phase.micro_batch_rows * phase.row_tokens
+    """Estimate a step of a phase, on one of `ranks` of which `shards` share a copy of the model;
+    `rows` of a micro-batch, the recipe's if 0."""
+    tokens = (rows or phase.micro_batch_rows) * phase.row_tokens
     return step_memory(
         recipe.model,
         vocab_size,
@@ -133,6 +156,8 @@ def phase_memory(
         device,
         shards,
         recipe.parallel.reshard_after_forward,
+        ranks,
+        moments_per_parameter(recipe, vocab_size),
     )
 
 
@@ -146,7 +171,9 @@ def _gathered(model: ModelConfig, vocab_size: int, cuda: bool, reshard: bool) ->
     return (FLOAT32 + (BF16 if cuda else 0)) * rest + (layers + 1) * x * layer
 
 
-def _layer(model: ModelConfig, tokens: int, x: int, keep: str) -> tuple[float, float, float]:
+def layer_activations(
+    model: ModelConfig, tokens: int, x: int, keep: str
+) -> tuple[float, float, float]:
     """Return the bytes that a layer's attention and its feed-forward block keep, and what the layer
     keeps if it is recomputed.
 

@@ -1,10 +1,13 @@
-"""The schedules of a run, drawn with characters: learning rate, batch size, mask rate, RoPE base.
+"""The schedules of a run: learning rate, batch size, mask rate, RoPE bases; drawn with characters.
 
-Enters: the run's timeline. Leaves: lines of text for `restomod plan`. Each is a function of the
-token slots trained on, sampled in the middle of every column's slots.
+Enters: the run's timeline. Leaves: their values, which `plan_page.py` draws as charts, and lines of
+text for `restomod plan`. Each is a function of the token slots trained on, sampled in the middle of
+equal parts of the run's slots.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from restomod.config import OptimizerConfig
 from restomod.data.mlm import mask_rate
@@ -14,25 +17,65 @@ from restomod.timeline import Span, Timeline
 COLUMNS, ROWS = 60, 6
 
 
-def schedule_plots(timeline: Timeline, optimizer: OptimizerConfig) -> list[str]:
-    """Return the four schedules over the whole run; those that never change in one line each."""
-    total = timeline.end_step - timeline.origin.step
-    steps = _steps(timeline, min(COLUMNS, total))
+@dataclass(frozen=True)
+class Schedule:
+    """One value over the run."""
+
+    title: str
+    form: str
+    """How a value is written."""
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """All of them, and where they were sampled."""
+
+    spans: list[Span]
+    """The phase of each sample."""
+    slots: list[int]
+    """Slots trained on before the step of each sample."""
+    each: list[Schedule]
+
+
+def schedules(timeline: Timeline, optimizer: OptimizerConfig, samples: int) -> Schedules:
+    """Return the values of all schedules at the steps that `samples` equal parts' middles fall
+    into."""
+    steps = _steps(timeline, min(samples, timeline.end_step - timeline.origin.step))
     places = [(timeline.at(step), step) for step in steps]
+    spans = [span for span, _ in places]
+    return Schedules(
+        spans,
+        [span.slots_before(step) for span, step in places],
+        [
+            Schedule("learning rate", "{:.3g}", [_lr(*place, optimizer) for place in places]),
+            Schedule(
+                "slots of a batch",
+                "{:,.0f}",
+                [span.batch_rows(step) * float(span.phase.row_tokens) for span, step in places],
+            ),
+            Schedule("mask rate", "{:.1%}", [_rate(*place) for place in places]),
+            Schedule(
+                "RoPE base of global layers",
+                "{:,.0f}",
+                [span.phase.rope_base_global for span in spans],
+            ),
+            Schedule(
+                "RoPE base of local layers",
+                "{:,.0f}",
+                [span.phase.rope_base_local for span in spans],
+            ),
+        ],
+    )
+
+
+def schedule_plots(timeline: Timeline, optimizer: OptimizerConfig) -> list[str]:
+    """Return the schedules over the whole run as text; those that never change in one line each."""
+    found = schedules(timeline, optimizer, COLUMNS)
     lines = []
-    for title, values, form in (
-        ("learning rate", [_lr(*place, optimizer) for place in places], "{:.3g}"),
-        (
-            "slots of a batch",
-            [s.batch_rows(n) * float(s.phase.row_tokens) for s, n in places],
-            "{:,.0f}",
-        ),
-        ("mask rate", [_rate(*place) for place in places], "{:.1%}"),
-        ("RoPE base of global layers", [s.phase.rope_base_global for s, _ in places], "{:,.0f}"),
-        ("RoPE base of local layers", [s.phase.rope_base_local for s, _ in places], "{:,.0f}"),
-    ):
-        lines += _plot(title, values, form)
-    return lines + _names(timeline, [span for span, _ in places])
+    for schedule in found.each:
+        lines += _plot(schedule.title, schedule.values, schedule.form)
+    return lines + _names(timeline, found.spans)
 
 
 def _steps(timeline: Timeline, columns: int) -> list[int]:

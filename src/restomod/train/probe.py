@@ -264,7 +264,8 @@ def needs(recipe: Recipe, sources: Sources, place: Place, device: str) -> Needs:
     cached = sum(int(s.index.raw_bytes.sum()) for s in sources.streams.values() if s.cached)
     kept = recipe.checkpoint
     memories = [
-        phase_memory(recipe, phase, vocab_size, device, shards) for phase in recipe.trained_phases
+        phase_memory(recipe, phase, vocab_size, device, shards, place.world_size)
+        for phase in recipe.trained_phases
     ]
     return Needs(
         step_memory=max(memory.peak for memory in memories),

@@ -17,7 +17,14 @@ from restomod.config import ComputeConfig, ModelConfig
 from restomod.model.attention.backends import BACKENDS
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
-from restomod.model.memory import layer_parameters, parameters, step_memory
+from restomod.model.memory import (
+    layer_parameters,
+    moments_per_parameter,
+    parameters,
+    step_memory,
+)
+from restomod.optim.build import build_optimizer
+from restomod.recipe import load_recipe
 
 TOKENS, PREDICTED = 2048, 614
 
@@ -135,10 +142,41 @@ def test_shards_divide_what_lasts_and_gather_a_layer_at_a_time(device):
     assert shared.weights == shared.gradients == 4 * count / 8
     assert shared.optimizer == whole.optimizer / 8
     assert shared.activations == whole.activations
-    assert whole.gathered == 0
+    assert whole.exchange == 0
     x = {"cpu": 4, "cuda": 2}[device]
     layer = layer_parameters(config)
-    assert kept.gathered - shared.gathered == pytest.approx(20 * x * layer)
+    assert kept.exchange - shared.exchange == pytest.approx(20 * x * layer)
     rest = {"cpu": 4, "cuda": 4 + 2}[device] * (count - 22 * layer)
-    assert shared.gathered == pytest.approx(rest + 3 * x * layer)
+    assert shared.exchange == pytest.approx(rest + 3 * x * layer)
     assert shared.peak < kept.peak < whole.peak
+
+
+def test_ddp_copies_gradients_into_buckets():
+    config = ModelConfig(layers=2)
+    alone, beside = (
+        step_memory(config, 1000, TOKENS, PREDICTED, ComputeConfig(), "cuda", ranks=ranks)
+        for ranks in (1, 8)
+    )
+    assert alone.exchange == 0
+    assert beside.exchange == beside.gradients == 4 * sum(parameters(config, 1000))
+
+
+def test_the_optimizer_holds_what_the_model_of_memory_says(tiny, tmp_path):
+    """After a step, the optimizer's states are as large as `moments_per_parameter` has it."""
+    for name in ("stable_adamw", "muon"):
+        recipe = load_recipe([tiny.write(tmp_path / "r.yaml")], [f"optimizer.name={name}"])
+        config = EncoderConfig(**vars(recipe.model), vocab_size=512)
+        model = MaskedLM(config)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer = build_optimizer(model, recipe.optimizer, compiled=False)
+        optimizer.step()
+        sizes = [
+            tensor.nbytes
+            for state in optimizer.state.values()
+            for tensor in state.values()
+            if torch.is_tensor(tensor) and tensor.numel() > 1
+        ]
+        count = sum(parameter.numel() for parameter in model.parameters())
+        expected = 4 * count * moments_per_parameter(recipe, 512)
+        assert sum(sizes) == pytest.approx(expected, rel=0.01), name
