@@ -55,6 +55,8 @@ class Plan:
 
     recipe: Recipe
     sections: list[Section]
+    costs: list[PhaseCost]
+    """Of each phase."""
     timeline: Timeline
 
     def text(self) -> str:
@@ -63,7 +65,9 @@ class Plan:
         warnings = [warning for section in self.sections for warning in section.warnings]
         sections = [*self.sections, Section("schedules over the run's slots:", plots)]
         if warnings:
-            sections.append(Section(f"{len(warnings)} warnings, said above", warnings))
+            sections.append(
+                Section(f"warnings ({len(warnings)}), all of them said above:", warnings)
+            )
         return as_text(sections)
 
 
@@ -93,7 +97,8 @@ def make_plan(recipe: Recipe, target: Target) -> Plan:
     if not missing:
         head.lines += working_set_lines(recipe, streams, target.ranks)
     head.lines += [*lane_lines(recipe, target), grace(recipe)]
-    sections, costs = [head], []
+    sections: list[Section] = [head]
+    costs: list[PhaseCost] = []
     for phase in recipe.trained_phases:
         packing = _packing(recipe, phase, streams, missing)
         cost = phase_cost(recipe, phase, vocab_size, packing, target)
@@ -107,7 +112,7 @@ def make_plan(recipe: Recipe, target: Target) -> Plan:
         costs.append(cost)
     sections.append(cost_section(costs, target))
     sections.append(checkpoint_section(recipe, costs, vocab_size, target))
-    return Plan(recipe, sections, Timeline(recipe.trained_phases))
+    return Plan(recipe, sections, costs, Timeline(recipe.trained_phases))
 
 
 def _model(recipe: Recipe, vocab_size: int) -> list[str]:

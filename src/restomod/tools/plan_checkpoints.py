@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from restomod.config import Recipe
 from restomod.model.memory import FLOAT32, moments_per_parameter, parameters
 from restomod.tools.plan_cost import PhaseCost
-from restomod.tools.plan_memory import chosen, strategies
 from restomod.tools.plan_parts import WARNING, Section, Target, gigabytes
 from restomod.units import parse_duration
 
@@ -46,8 +45,7 @@ def checkpoint_section(
     if took:
         lines.append(f"in this run, training stood still for up to {took:.2f} s to save")
     elif target.gpu:
-        name = next(n for n in strategies(recipe, target) if chosen(recipe, target, n))
-        shards = strategies(recipe, target)[name]
+        shards = recipe.parallel.shards(target.ranks, target.node_ranks)
         stall = size / shards / COPY_BYTES_PER_S
         lines.append(
             f"training stands still while {gigabytes(size / shards)} GB of a rank are copied: "

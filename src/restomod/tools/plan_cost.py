@@ -137,7 +137,7 @@ def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
         f"time and cost on {target.ranks} x {target.gpu_name}",
         [
             f"{_hours(seconds)} hours, {gpu_hours:,.0f} GPU hours, ${gpu_hours * target.price:,.0f}"
-            f" at ${target.price:g} a GPU hour (--price)"
+            f" at ${target.price:.2f} a GPU hour (--price)"
         ],
         Table(head, rows),
         [

@@ -115,7 +115,8 @@ def packing_lines(
         lines.append(
             f"packing: rows are expected to be {packing.efficiency:.2%} full: {packing.rows} rows "
             f"packed of {len(packing.chunks):,} chunks of {packing.mean_chunk:.0f} slots in the "
-            f"mean (from {packing.source})"
+            f"mean (from {packing.source}); {packing.efficiency * phase.batch_slots:,.0f} tokens a "
+            "step that are not padding"
         )
     if packing.rows and packing.efficiency < NEARLY:
         lines.append(f"{WARNING}rows stay emptier than {NEARLY:.0%}: make them longer (row_tokens)")

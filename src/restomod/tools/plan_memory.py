@@ -15,6 +15,16 @@ from restomod.tools.plan_parts import WARNING, Section, Table, Target, gigabytes
 USED = 0.9
 """Share of a device's memory that is planned with: the rest is for the CUDA context, NCCL's buffers
 and the allocator's fragments."""
+PROCESS_BYTES = 1e9
+"""What a process that trains on a CPU takes beside tensors: Python, torch, Composer."""
+
+
+def resident(memory: Memory, device: str) -> float:
+    """Return what a step takes of a device's memory: the peak; on a CPU the process's resident
+    memory, whose heap keeps freed blocks (`model/cpu.py`) and so holds activations about twice."""
+    if device == "cuda":
+        return memory.peak
+    return PROCESS_BYTES + memory.peak + memory.activations + memory.logits
 
 
 def strategies(recipe: Recipe, target: Target) -> dict[str, int]:
@@ -24,6 +34,8 @@ def strategies(recipe: Recipe, target: Target) -> dict[str, int]:
     if ranks == 1:
         return {"one rank": 1}
     group = recipe.parallel.shard_ranks or node
+    if group == ranks:  # of one node
+        return {"ddp": 1, "fsdp, hsdp": ranks}
     found = {"ddp": 1, "fsdp": ranks}
     if 1 < group < ranks and ranks % group == 0:
         found[f"hsdp, {group} ranks"] = group
@@ -32,7 +44,7 @@ def strategies(recipe: Recipe, target: Target) -> dict[str, int]:
 
 def chosen(recipe: Recipe, target: Target, name: str) -> bool:
     """Return whether a strategy of `strategies` is the recipe's."""
-    return target.ranks == 1 or name.partition(",")[0] == recipe.parallel.strategy
+    return target.ranks == 1 or recipe.parallel.strategy in name
 
 
 def memory_section(recipe: Recipe, phase: PhaseConfig, vocab_size: int, target: Target) -> Section:
@@ -42,69 +54,64 @@ def memory_section(recipe: Recipe, phase: PhaseConfig, vocab_size: int, target: 
     parts = [*Memory.__dataclass_fields__]
     rows, lines = [], []
     for name, shards in strategies(recipe, target).items():
-        memory = phase_memory(recipe, phase, vocab_size, device, shards, target.ranks)
-        fits = largest_rows(recipe, phase, vocab_size, device, shards, target, limit)
-        mark = " *" if chosen(recipe, target, name) and target.ranks > 1 else ""
+
+        def needed(rows: int, shards: int = shards) -> Memory:
+            return phase_memory(recipe, phase, vocab_size, device, shards, target.ranks, rows)
+
+        def fits(memory: Memory) -> bool:
+            return resident(memory, device) <= USED * limit
+
+        memory = needed(phase.micro_batch_rows)
+        fitting = [n for n in _micro_batches(phase, target) if fits(needed(n))]
+        most = max(fitting, default=0)
+        dividing = max((n for n in fitting if _divides(n, phase, target)), default=0)
+        own = chosen(recipe, target, name)
         rows.append(
             [
-                name + mark,
+                name + (" *" if own and target.ranks > 1 else ""),
                 *(gigabytes(getattr(memory, part)) for part in parts),
                 gigabytes(memory.peak),
-                _micro_batch(fits, phase) if limit else "-",
+                *([gigabytes(resident(memory, device))] if device == "cpu" else []),
+                *((f"{most:,}", f"{dividing:,}") if limit else ("-", "-")),
             ]
         )
-        if limit and not fits and chosen(recipe, target, name):
-            lines.append(f"{WARNING}not even one row fits the memory of a rank with {name}")
-        elif limit and fits < phase.micro_batch_rows and chosen(recipe, target, name):
+        if limit and own and most < phase.micro_batch_rows:
             lines.append(
                 f"{WARNING}a micro-batch of {phase.micro_batch_rows} rows does not fit with "
-                f"{name}; {fits} would"
+                f"{name}; {most if most else 'shorter rows'} would"
             )
     kind = "GPU, bf16" if device == "cuda" else "CPU, float32"
-    note = (
-        f"GB with micro-batches of {phase.micro_batch_rows} rows. Estimate: the tensors that eager "
-        "PyTorch keeps; compiled layers need less"
-    )
-    if limit:
-        note += f". What fits: {USED:.0%} of a rank's {limit / 1e9:.0f} GB, and divides its rows"
-    else:
-        note += ". --gpu NAME says what fits"
-    head = ["", *parts, "peak", "largest micro-batch that fits"]
+    notes = [
+        f"GB with micro-batches of {phase.micro_batch_rows} x {phase.row_tokens:,} slots. Estimate "
+        "from the tensors that eager PyTorch keeps; compiled layers need less",
+        f"rows that fit: of a largest micro-batch, in {USED:.0%} of a rank's {limit / 1e9:.0f} GB; "
+        "that divide: among those, what divides a rank's rows of every batch"
+        if limit
+        else "--gpu NAME says what fits",
+    ]
+    process = ["process"] if device == "cpu" else []
+    if process:
+        notes.append(
+            f"process: with {PROCESS_BYTES / 1e9:g} GB of Python and torch, and what its heap keeps "
+            "of freed activations, about as much as they are"
+        )
+    if target.ranks > 1:
+        notes.append("*: the recipe's strategy")
     return Section(
         f"memory of a rank, phase {phase.name} ({kind})",
         lines,
-        Table(head, rows),
-        [note, *(["*: the recipe's strategy"] if target.ranks > 1 else [])],
+        Table(["", *parts, "peak", *process, "rows that fit", "that divide"], rows),
+        notes,
     )
 
 
-def _micro_batch(rows: int, phase: PhaseConfig) -> str:
-    return f"{rows:,} x {phase.row_tokens:,} slots" if rows else "none"
+def _micro_batches(phase: PhaseConfig, target: Target) -> range:
+    """Return the rows that a rank might compute at a time."""
+    return range(1, max(phase.micro_batch_rows, phase.batch_rows // target.ranks) + 1)
 
 
-def largest_rows(
-    recipe: Recipe,
-    phase: PhaseConfig,
-    vocab_size: int,
-    device: str,
-    shards: int,
-    target: Target,
-    limit: float,
-) -> int:
-    """Return the rows of the largest micro-batch that fits `limit` bytes, among those that divide
-    what a rank has of every batch; 0 if none does."""
-
-    def fits(rows: int) -> bool:
-        memory = phase_memory(recipe, phase, vocab_size, device, shards, target.ranks, rows)
-        return memory.peak <= USED * limit
-
-    batches = phase.batches.distinct
-    shares = [rows // target.ranks for rows in batches if rows % target.ranks == 0]
-    most = min(shares, default=0)
-    divisors = [
-        n for n in range(1, most + 1) if all(share % n == 0 for share in shares) and fits(n)
-    ]
-    return max(divisors, default=0)
+def _divides(rows: int, phase: PhaseConfig, target: Target) -> bool:
+    return all(batch % (rows * target.ranks) == 0 for batch in phase.batches.distinct)
 
 
 def device_memory(target: Target, device: str) -> float:
