@@ -92,8 +92,8 @@ def memory_section(recipe: Recipe, phase: PhaseConfig, vocab_size: int, target: 
     process = ["process"] if device == "cpu" else []
     if process:
         notes.append(
-            f"process: with {PROCESS_BYTES / 1e9:g} GB of Python and torch, and what its heap keeps "
-            "of freed activations, about as much as they are"
+            f"process: with {PROCESS_BYTES / 1e9:g} GB of Python and torch, and freed tensors in "
+            "its heap, about as much again as activations"
         )
     if target.ranks > 1:
         notes.append("*: the recipe's strategy")

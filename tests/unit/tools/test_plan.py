@@ -1,8 +1,11 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from restomod import cli
 from restomod.data.sources import open_sources
 from restomod.model.memory import parameters
 from restomod.recipe import load_recipe
@@ -34,17 +37,8 @@ def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):
     assert f"each rank opens up to {shards} shards before its first rows" in text
     assert "1000 GB are allowed" in text
     assert "fewer than 27 mean chunks" in text
-    for line in ("memory of a rank (GPU, bf16): 0.0", "memory of a rank (CPU, float32): 0.0"):
-        assert line in text
-
-
-def test_plan_divides_memory_by_the_ranks_that_share_it(tiny, tmp_path):
-    path = tiny.write(tmp_path / "recipe.yaml")
-    recipe = load_recipe([path], ["parallel.strategy=hsdp"])
-    assert "a rank holds 1/2" in plan(recipe, 4, 2)
-    assert "a rank holds 1/4" in plan(recipe, 4)
-    assert "a rank holds" not in plan(recipe, 1)
-    assert "a rank holds" not in plan(load_recipe([path]), 4)
+    assert "memory of a rank, phase pretrain (CPU, float32)" in text
+    assert "warnings (2), all of them said above:" in text
 
 
 def test_plan_warns_where_rows_are_closed_before_they_are_full(tiny, tmp_path):
@@ -71,6 +65,82 @@ def test_modernbert_base_and_large_have_the_published_size():
     assert sum(parameters(ModelConfig(), 50_368)) == 149_655_232
     large = ModelConfig(layers=28, hidden_size=1024, heads=16, intermediate_size=2624)
     assert sum(parameters(large, 50_368)) == 395_881_664
+
+
+def test_a_batch_beyond_the_critical_range_is_warned_of(tiny, tmp_path):
+    path = tiny.write(tmp_path / "recipe.yaml", data__lanes=64)
+    changes = ["phases.0.slots=4M", "phases.0.schedule={}"]
+    known = 4_718_592 * (4_000_000 / 1.719e12) ** 0.47  # 10.6 K slots
+    for rows, beyond in ((16, False), (32, False), (64, True)):
+        text = plan(load_recipe([path], [*changes, f"phases.0.batch_rows={rows}"]), 1)
+        assert ("critical range" in text) == beyond == (rows * 512 > 2 * known)
+
+
+def test_lanes_that_do_not_divide_are_warned_of_or_refused(tiny, tmp_path):
+    path = tiny.write(tmp_path / "recipe.yaml", data__lanes=32, phases__batch_rows=32)
+    text = plan(load_recipe([path], ["data.workers=3"]), 4)
+    assert "8 lanes of a rank do not divide among 3 data.workers" in text
+    assert "do not divide" not in plan(load_recipe([path], ["data.workers=4"]), 4)
+    text = plan(load_recipe([path], ["data.workers=16"]), 4)
+    assert "only 8 of 16 data.workers of a rank have a lane" in text
+    text = plan(load_recipe([path]), 32, 8)
+    assert "32 lanes do not divide among the 24 ranks that are left without a node" in text
+    assert "could go on with 16" in text
+    assert "without a node" not in plan(load_recipe([path]), 16, 8)
+
+
+def run_command(*words):
+    """Run `restomod plan` in a process of its own, which must not load torch."""
+    code = (
+        "import sys; from restomod.cli import main\ncode = main()\n"
+        "assert 'torch' not in sys.modules\nsys.exit(code)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, "plan", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_plans_for_gpus_without_torch(tiny, tmp_path):
+    path = tiny.write(tmp_path / "recipe.yaml")
+    words = ("--gpus", 4, "--ranks-per-node", 2, "--mfu", 0.5, "--price", 3)
+    done = run_command(path, *words, "--html", tmp_path / "plan.html", "parallel.strategy=hsdp")
+    assert done.returncode == 0, done.stderr
+    assert "time and cost on 4 x h100" in done.stdout
+    assert "MFU 0.5 x 989 TFLOP/s x 4" in done.stdout
+    assert "at $3.00 a GPU hour" in done.stdout
+    assert "hsdp, 2 ranks *" in done.stdout
+    assert "not measured on a GPU" in done.stdout
+    assert "<svg" in (tmp_path / "plan.html").read_text()
+    done = run_command(path, "--world-size", 2, "--gpu", "A100")
+    assert "time and cost on 2 x a100" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gpu", "h1000"], "--gpu h1000: no data sheet of it is here; did you mean h100?"),
+        (["--mfu", "40"], "--mfu 40: a share of the peak, in (0, 1]"),
+        (["--mfu", "0"], "--mfu 0: a share of the peak, in (0, 1]"),
+        (["--mfu", "nan"], "--mfu nan: a share of the peak, in (0, 1]"),
+        (["--price", "-1"], "--price -1: dollars for a GPU hour, 0 or more"),
+        (["--price", "nan"], "--price nan: dollars for a GPU hour, 0 or more"),
+        (["--gpus", "4", "--world-size", "2"], "--gpus 4 and --world-size 2: both are the number"),
+        (["--gpus", "3"], "4 lanes cannot be shared by 3 ranks; use 2 or 4 ranks"),
+        (["--html", "/nowhere/plan.html"], "--html /nowhere/plan.html: cannot be written: No such"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_message(
+    tiny, tmp_path, monkeypatch, capsys, words, message
+):
+    path = tiny.write(tmp_path / "recipe.yaml")
+    monkeypatch.setattr(sys, "argv", ["restomod", "plan", str(path), *words])
+    assert cli.main() == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
 
 
 @pytest.mark.parametrize(
