@@ -111,6 +111,7 @@ def make_plan(recipe: Recipe, target: Target) -> Plan:
             sections.append(reading_section(recipe, cost, streams, target))
         costs.append(cost)
     sections.append(cost_section(costs, target))
+    head.lines.insert(0, sections[-1].lines[0])
     sections.append(checkpoint_section(recipe, costs, vocab_size, target))
     return Plan(recipe, sections, costs, Timeline(recipe.trained_phases))
 

@@ -126,7 +126,8 @@ def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
     if not gpu:
         return Section(
             "time on this machine's CPU",
-            table=Table(head, rows),
+            [f"{_hours(seconds)} hours, estimated from what this CPU does now"],
+            Table(head, rows),
             notes=[
                 f"Estimate, from float32 products at {plan_cpu.measured_peak() / 1e9:.0f} GFLOP/s, "
                 "measured here just now; loading, evaluation and exchange between ranks not counted"
@@ -137,15 +138,15 @@ def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
         f"time and cost on {target.ranks} x {target.gpu_name}",
         [
             f"{_hours(seconds)} hours, {gpu_hours:,.0f} GPU hours, ${gpu_hours * target.price:,.0f}"
-            f" at ${target.price:.2f} a GPU hour (--price)"
+            f" at ${target.price:.2f} a GPU hour (--price), estimated at MFU {target.mfu:g}"
         ],
         Table(head, rows),
         [
             f"Estimate, not measured on a GPU: FLOPs / (MFU {target.mfu:g} x "
             f"{gpu.flops / 1e12:g} TFLOP/s x {target.ranks}); the MFU is assumed (--mfu), the peak "
             "is the data sheet's, dense bf16",
-            "evaluation, checkpoints, restarts and compilation are not counted; published "
-            "ModernBERT runs reached 23 to 37 % (docs/plan.md)",
+            "evaluation, checkpoints, restarts and compilation are not counted; ModernBERT's own "
+            "runs reached 26 to 37 %, counted so (docs/plan.md)",
         ],
     )
 

@@ -63,6 +63,7 @@ def page(plan: Plan) -> str:
 <header>
   <p class="eyebrow">restomod plan</p>
   <h1>{name}</h1>
+  <p class="summary">{escape(head.lines[0])}</p>
   <ul class="notices">{"".join(f"<li>{warning}</li>" for warning in warnings)}</ul>
 </header>
 <main>
