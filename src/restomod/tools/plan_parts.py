@@ -54,7 +54,7 @@ def target(arguments: Namespace, usual_node_ranks: int) -> Target:
     if gpu:
         gpu_named(gpu)
     ranks = ranks or gpus or 1
-    node_ranks = arguments.ranks_per_node or min(ranks, usual_node_ranks)
+    node_ranks = min(ranks, arguments.ranks_per_node or usual_node_ranks)
     return Target(ranks, node_ranks, gpu.lower(), arguments.mfu, arguments.price)
 
 
