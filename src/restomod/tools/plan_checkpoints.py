@@ -13,7 +13,7 @@ from restomod.config import Recipe
 from restomod.model.memory import FLOAT32, moments_per_parameter, parameters
 from restomod.tools.plan_cost import PhaseCost
 from restomod.tools.plan_parts import WARNING, Section, Target, gigabytes
-from restomod.units import parse_duration
+from restomod.units import parse_duration, parse_slots
 
 COPY_BYTES_PER_S = 20e9
 """From a GPU to pinned CPU memory over PCIe, while training stands still for a checkpoint."""
@@ -30,13 +30,15 @@ def checkpoint_section(
     steps = sum(cost.phase.steps for cost in costs)
     count = steps // rules.every_steps + sum(1 for end in _ends(costs) if end % rules.every_steps)
     between = rules.every_steps * max(cost.step_s for cost in costs)
+    multiple, slots = parse_slots(rules.keep_every), sum(cost.phase.total_slots for cost in costs)
     kept = rules.keep + len(costs) * max(rules.keep_best, rules.average_best)
-    others = f" and others by their loss, {kept} at most" if kept > rules.keep else ""
+    kept = min(count, kept + (slots // multiple if multiple else 0))
+    others = f" and others by the recipe's rules, {kept:,} at most" if kept > rules.keep else ""
     hours = between / 7200 * target.ranks
     lost = f": {hours:,.1f} GPU hours, ${hours * target.price:,.2f} a time" if target.gpu else ""
     lines = [
         f"{gigabytes(size)} GB each (float32 weights and moments), {count:,} in all; the newest "
-        f"{rules.keep} stay{others}, {gigabytes(size * kept)} GB",
+        f"{min(count, rules.keep)} stay{others}, {gigabytes(size * kept)} GB",
         f"every {rules.every_steps:,} steps is every {_time(between)}: what a killed run repeats "
         f"at most, half of it in the mean{lost}; written in the background at "
         f"{size / between / 1e6:,.1f} MB/s or more",

@@ -46,9 +46,9 @@ class Packing:
 
 
 def full_chunks(phase: PhaseConfig, special: SpecialTokens) -> Packing:
-    """Return what rows of whole chunks would be, for data that is not here."""
+    """Return what rows of whole chunks would be, for data whose lengths are not known."""
     return Packing(
-        1.0, [phase.sequence_length], special.reserved, 0, "chunks taken as full: no data here"
+        1.0, [phase.sequence_length], special.reserved, 0, "chunks taken as full: no lengths known"
     )
 
 

@@ -110,8 +110,11 @@ def test_half_an_interval_is_lost_in_the_mean(published):
     plan = make_plan(recipe, Target(8, 8, "h100", price=3.0))
     lost = 1000 * max(cost.step_s for cost in plan.costs) / 3600 / 2 * 8
     assert f"{lost:,.1f} GPU hours, ${3 * lost:,.2f} a time" in plan.text()
-    recipe = replace(recipe, checkpoint=replace(recipe.checkpoint, every_steps=10_000))
-    text = make_plan(recipe, Target(8, 8, "h100")).text()
+    rules = replace(recipe.checkpoint, every_steps=10_000, keep_every="500B", average_best=3)
+    text = make_plan(replace(recipe, checkpoint=rules), Target(8, 8, "h100")).text()
+    # 435,891 steps and the phases' ends; 3 newest, 4 of 2.019 T, 3 of each phase
+    assert "46 in all; the newest 3 stay and others by the recipe's rules, 16 at most" in text
+    assert f"{16 * 12 * 149_655_232 / 1e9:.2f} GB" in text
     assert "between checkpoints; lower checkpoint.every_steps" in text
     assert "1.80 GB each" in text  # 12 bytes for each of 149.7 M parameters
 
