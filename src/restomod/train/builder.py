@@ -239,7 +239,8 @@ def _fit(
         seed=recipe.seed % 2**32,
         progress_bar=False,
     )
-    with contextlib.closing(trainer), watchdog.watching():
+    # Not the Trainer's own end: it waits for all ranks, which a rank that fails alone must not.
+    with contextlib.closing(trainer.engine), watchdog.watching():
         try:
             trainer.fit()
         except StopRequested as stop:
