@@ -27,6 +27,7 @@ def test_killed_loader_process_ends_all_ranks(words, tmp_path):
     worker.kill()
     assert ranks.wait(LIMIT_S) == 1, ranks.printed()
     assert f"data loader process {worker.pid} is killed by signal" in ranks.printed()
+    assert not (tmp_path / "lone" / "REQUEUE").exists()
 
 
 def test_shard_that_one_rank_lacks_is_named(words, tiny, tmp_path):
