@@ -213,7 +213,7 @@ def _fit(
         watchdog,
         Progress(timeline, steps, started),
     ]
-    begin_run_folder(recipe, sources, start, clock, metrics)
+    begin_run_folder(recipe, sources, start, clock, metrics, run.group)
     if rolled_back:
         spike = {**rolled_back, "spike_step": rolled_back["step"], "step": start.step}
         metrics.write("rollback", **spike)
