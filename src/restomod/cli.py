@@ -225,7 +225,8 @@ def _train(words: Sequence[str]) -> int:
             from restomod.data.sources import open_sources
 
             sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
-            from restomod.train.builder import prepare_run, train
+            with stopper.staying():
+                from restomod.train.builder import prepare_run, train
 
             train(prepare_run(recipe, sources), STARTED, stopper)
         except StopRequested as stop:

@@ -80,6 +80,17 @@ class Stopper:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def staying(self) -> Iterator[None]:
+        """Keep our handlers while the block imports: Composer's import sets some of its own, which
+        exit at once and save nothing."""
+        original = signal.signal
+        signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            signal.signal = original
+
     def watch(self, folder: Path, deadline: float) -> None:
         """Stop, too, when STOP appears in `folder`, and at `deadline` (monotonic seconds)."""
         self._folder, self._deadline = folder, deadline
