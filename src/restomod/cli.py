@@ -234,6 +234,8 @@ def _train(words: Sequence[str]) -> int:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 leave_requeue(recipe.run_folder, stop.reason, stop.step)
             return exit_code()
+        finally:
+            stopper.ignore()
     return 0
 
 

@@ -91,6 +91,12 @@ class Stopper:
         finally:
             signal.signal = original
 
+    def ignore(self) -> None:
+        """Leave SIGTERM and SIGUSR1 ignored when `listening` ends: a launcher sends SIGTERM to the
+        ranks that leave a little later than the first one, and their exit code must stay theirs."""
+        for number in self._before.keys() - {signal.SIGINT}:
+            self._before[number] = signal.SIG_IGN
+
     def watch(self, folder: Path, deadline: float) -> None:
         """Stop, too, when STOP appears in `folder`, and at `deadline` (monotonic seconds)."""
         self._folder, self._deadline = folder, deadline

@@ -49,6 +49,21 @@ def test_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+LEAVES = """
+import atexit, os, signal, sys
+from restomod.train.stopping import Stopper
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+with Stopper().listening() as stopper:
+    stopper.ignore()
+sys.exit(75)
+"""
+
+
+def test_rank_that_leaves_late_keeps_its_exit_code():
+    """A launcher sends SIGTERM to it when the first rank has ended."""
+    assert subprocess.run([sys.executable, "-c", LEAVES], check=False).returncode == 75
+
+
 IMPORTS = """
 import os, signal
 from restomod.train.stopping import Stopper
