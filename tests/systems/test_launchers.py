@@ -93,3 +93,28 @@ def test_ranks_save_and_ask_for_requeue(tiny, train, unbroken, tmp_path, launche
     assert code == 0, text
     assert not (folder / "REQUEUE").exists()
     assert exactly(folder) == exactly(expected)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_torchrun_restarts_killed_ranks_and_no_number_changes(
+    tiny, train, unbroken, tmp_path, strategy
+):
+    recipe, _ = unbroken
+    words = (recipe, f"parallel.strategy={strategy}")
+    code, text = train(*words, f"run_name=whole-{strategy}", world_size=2)
+    assert code == 0, text
+    folder = tiny.folder / "runs" / f"restarted-{strategy}"
+    options = ["--max-restarts", "3", ROOT / "train.py", *words, f"run_name={folder.name}"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen([*LAUNCHERS["torchrun"], *options], stdout=log, stderr=log)
+    for killed, step in ((1, 8), (0, 16)):
+        while process.poll() is None and len(metrics(folder)) < step:
+            time.sleep(0.01)
+        ranks(process)[killed].kill()
+    assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()
+    assert [line["step"] for line in metrics(folder)] == list(range(1, 25))
+    assert exactly(folder) == exactly(folder.with_name(f"whole-{strategy}"))
+    resumes = [line["from_step"] for line in metrics(folder, "resume")]
+    assert len(resumes) == 2
+    assert resumes[0] >= 5
+    assert resumes[1] >= 10
