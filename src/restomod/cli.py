@@ -225,7 +225,8 @@ def _train(words: Sequence[str]) -> int:
             from restomod.data.sources import open_sources
 
             sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
-            from restomod.train.builder import prepare_run, train
+            with stopper.staying():
+                from restomod.train.builder import prepare_run, train
 
             train(prepare_run(recipe, sources), STARTED, stopper)
         except StopRequested as stop:
@@ -234,6 +235,8 @@ def _train(words: Sequence[str]) -> int:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 leave_requeue(recipe.run_folder, stop.reason, stop.step)
             return exit_code()
+        finally:
+            stopper.ignore()
     return 0
 
 
