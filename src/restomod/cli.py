@@ -156,11 +156,11 @@ def main() -> int:
 
 
 def _guarded(run: Callable[[], int]) -> int:
-    """Turn a user's mistake into one message and exit code 2, on rank 0 only."""
+    """Turn a user's mistake into exit code 2 and one message, of rank 0 unless another is alone."""
     try:
         return run()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if error.alone or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:

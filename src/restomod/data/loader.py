@@ -144,7 +144,11 @@ class Loader:
         """Return this rank's share of a global batch of `count` rows."""
         for_rank = count // self._world_size
         started = time.perf_counter()
-        batch = [next(rows) for _ in range(for_rank)]
+        try:
+            batch = [next(rows) for _ in range(for_rank)]
+        except UserError as error:
+            error.alone = True  # other ranks read other shards
+            raise
         facts = BatchFacts(wait_s=time.perf_counter() - started)
         deltas = []
         for row in batch:

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from restomod.train import stopping
 from restomod.train.stopping import (
@@ -112,6 +113,20 @@ def test_signal_wakes_what_may_be_broken_into(stopper):
     with pytest.raises(StopRequested):
         time.sleep(30)
     assert time.monotonic() - began < 20
+
+
+def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopper, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *a, **k: None)
+    monkeypatch.setattr(stopper, "_group", object())
+    lost = RuntimeError("Connection closed by peer")
+    assert not stopper.left_behind(lost)
+    send(signal.SIGTERM)
+    assert stopper.left_behind(lost)
+    stopper.agree()
+    assert not stopper.left_behind(lost)  # a rank failed, and the launcher ends the others
+    with pytest.raises(StopRequested):
+        stopper.hold(lossless=True)
+    assert stopper.left_behind(lost)
 
 
 @pytest.mark.parametrize("way", ["file", "limit"])
