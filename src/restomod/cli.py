@@ -213,8 +213,8 @@ def _read(words: Sequence[str], world_size: int, node_ranks: int) -> Recipe:
 def _train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
-    from restomod.config import parse_duration
     from restomod.train.stopping import Stopper, StopRequested, exit_code, leave_requeue
+    from restomod.units import parse_duration
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with Stopper().listening() as stopper:
@@ -225,7 +225,8 @@ def _train(words: Sequence[str]) -> int:
             from restomod.data.sources import open_sources
 
             sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
-            from restomod.train.builder import prepare_run, train
+            with stopper.staying():
+                from restomod.train.builder import prepare_run, train
 
             train(prepare_run(recipe, sources), STARTED, stopper)
         except StopRequested as stop:
@@ -234,6 +235,8 @@ def _train(words: Sequence[str]) -> int:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 leave_requeue(recipe.run_folder, stop.reason, stop.step)
             return exit_code()
+        finally:
+            stopper.ignore()
     return 0
 
 
@@ -334,7 +337,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     recipe, problem = None, ""
     try:
         if arguments.recipe:
-            node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+            node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             recipe = _read(arguments.recipe, world_size, node_ranks)
     except UserError as error:
         if rank == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 
-from restomod.config import PhaseConfig, Recipe, parse_duration, parse_slots
+from restomod.config import PhaseConfig, Recipe
 from restomod.data.mixture import exhausted, token_shares
 from restomod.data.rows import SpecialTokens
 from restomod.data.shards import ShardedDataset
@@ -16,6 +16,7 @@ from restomod.model.memory import parameters, phase_memory
 from restomod.optim.schedules import decay_of_weights, peak_lr
 from restomod.timeline import Timeline
 from restomod.tools.schedule_plots import schedule_plots
+from restomod.units import parse_duration, parse_slots
 
 REPEATS = 4
 """Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""

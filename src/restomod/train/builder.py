@@ -20,7 +20,7 @@ from composer import Callback, DataSpec, Logger, State, Trainer
 from composer.devices import Device
 from composer.utils import dist
 
-from restomod.config import Recipe, parse_duration
+from restomod.config import Recipe
 from restomod.data.batch import Batch
 from restomod.data.loader import Loader, explain
 from restomod.data.sources import Sources
@@ -36,7 +36,7 @@ from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
 from restomod.train.folder import begin_run_folder
 from restomod.train.guards import fingerprint
-from restomod.train.hardware import choose_device, peak_flops
+from restomod.train.hardware import choose_device, compute_deterministically, peak_flops
 from restomod.train.health import Health, RollBack, UnhealthyError
 from restomod.train.initial import build_model
 from restomod.train.ledger import Ledger
@@ -53,6 +53,7 @@ from restomod.train.stopping import Stopper, StopRequested, clear_requeue
 from restomod.train.store import open_store
 from restomod.train.upload import Uploads, restore_log
 from restomod.train.watchdog import Watchdog
+from restomod.units import parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +79,8 @@ def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     Raises UserError; writes nothing but a checkpoint that is in the store alone.
     """
     device = choose_device(recipe)
+    if recipe.deterministic and device == "cuda":
+        compute_deterministically()
     check_compute(recipe, device)
     joined = join_ranks(device, parse_duration(recipe.faults.hang_timeout) + AFTER_HANG_S)
     group = gloo_group()

@@ -23,6 +23,7 @@ from restomod.train.manifest import (
     local_steps,
     verify,
 )
+from restomod.units import parse_slots
 
 FREE_KEYS = (
     "run_name",
@@ -30,6 +31,7 @@ FREE_KEYS = (
     "store",
     "cache_dir",
     "device",
+    "deterministic",
     "tokenizer",  # its content is guarded by the fingerprint
     "data.streams.*",  # likewise
     "data.workers",
@@ -52,7 +54,15 @@ FREE_KEYS = (
     "faults.spikes.max_rollbacks",
     "profile.*",
 )
-"""Keys that a resumed run may change; all others are guarded."""
+"""Keys that a resumed run may change, GUARDED_KEYS excepted; all others are guarded."""
+GUARDED_KEYS = ("phases.*.batch_warmup.slots",)
+SLOTS = (
+    *GUARDED_KEYS,
+    "phases.*.schedule.warmup",
+    "phases.*.schedule.decay",
+    "phases.*.mask.later.*.at",
+)
+"""Guarded numbers of slots: 1M and 1_000_000 are the same."""
 
 
 def fingerprint(sources: Sources) -> dict[str, str]:
@@ -70,10 +80,14 @@ def fingerprint(sources: Sources) -> dict[str, str]:
 def guarded(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's keys that a resumed run must not change once their phase has begun."""
     return {
-        key: value
+        key: parse_slots(value) if _matches(key, SLOTS) else value
         for key, value in flatten(recipe).items()
-        if not any(fnmatch.fnmatch(key, free) for free in FREE_KEYS)
+        if not _matches(key, FREE_KEYS) or _matches(key, GUARDED_KEYS)
     }
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def place(timeline: Timeline, step: int) -> dict[str, Any]:

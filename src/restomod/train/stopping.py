@@ -79,6 +79,23 @@ class Stopper:
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def staying(self) -> Iterator[None]:
+        """Keep our handlers while the block imports: Composer's import sets some of its own, which
+        exit at once and save nothing."""
+        original = signal.signal
+        signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            signal.signal = original
+
+    def ignore(self) -> None:
+        """Leave SIGTERM and SIGUSR1 ignored when `listening` ends: a launcher sends SIGTERM to the
+        ranks that leave a little later than the first one, and their exit code must stay theirs."""
+        for number in self._before.keys() - {signal.SIGINT}:
+            self._before[number] = signal.SIG_IGN
+
     def watch(self, folder: Path, deadline: float) -> None:
         """Stop, too, when STOP appears in `folder`, and at `deadline` (monotonic seconds)."""
         self._folder, self._deadline = folder, deadline

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -46,6 +48,37 @@ def test_handlers_are_put_back():
     with Stopper().listening():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+LEAVES = """
+import atexit, os, signal, sys
+from restomod.train.stopping import Stopper
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+with Stopper().listening() as stopper:
+    stopper.ignore()
+sys.exit(75)
+"""
+
+
+def test_rank_that_leaves_late_keeps_its_exit_code():
+    """A launcher sends SIGTERM to it when the first rank has ended."""
+    assert subprocess.run([sys.executable, "-c", LEAVES], check=False).returncode == 75
+
+
+IMPORTS = """
+import os, signal
+from restomod.train.stopping import Stopper
+with Stopper().listening() as stopper:
+    stopper.hold()
+    with stopper.staying():
+        import composer
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stopper.agree() == "SIGTERM"
+"""
+
+
+def test_composers_import_takes_no_handler():
+    assert subprocess.run([sys.executable, "-c", IMPORTS], check=False).returncode == 0
 
 
 def test_second_interrupt_ends_at_once_and_an_echo_of_the_first_does_not(stopper, monkeypatch):
