@@ -156,11 +156,11 @@ def main() -> int:
 
 
 def _guarded(run: Callable[[], int]) -> int:
-    """Turn a user's mistake into one message and exit code 2, on rank 0 only."""
+    """Turn a user's mistake into exit code 2 and one message, of rank 0 unless another is alone."""
     try:
         return run()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if error.alone or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -213,8 +213,8 @@ def _read(words: Sequence[str], world_size: int, node_ranks: int) -> Recipe:
 def _train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
-    from restomod.config import parse_duration
     from restomod.train.stopping import Stopper, StopRequested, exit_code, leave_requeue
+    from restomod.units import parse_duration
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with Stopper().listening() as stopper:
@@ -230,7 +230,8 @@ def _train(words: Sequence[str]) -> int:
 
             train(prepare_run(recipe, sources), STARTED, stopper)
         except StopRequested as stop:
-            stopper.tell()
+            if not stop.agreed:
+                stopper.tell()
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 leave_requeue(recipe.run_folder, stop.reason, stop.step)
             return exit_code()
@@ -336,7 +337,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     recipe, problem = None, ""
     try:
         if arguments.recipe:
-            node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+            node_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
             recipe = _read(arguments.recipe, world_size, node_ranks)
     except UserError as error:
         if rank == 0:

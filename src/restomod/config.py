@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 
 from restomod.batches import BatchSizes
+from restomod.units import parse_slots
 
 ATTENTION_KERNELS = ("flash_attn_3", "flash_attn_4", "flash_attn_2", "varlen", "cpu", "reference")
 """In the order in which `auto` tries them."""
-SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass
@@ -498,6 +496,9 @@ class Recipe:
     """Seed of initialisation, data order, masks and dropout."""
     device: str = field(default="auto", metadata={"choices": ("auto", "cpu", "cuda")})
     """auto: cuda where there is one."""
+    deterministic: bool = False
+    """On cuda, kernels that give the same bits for the same batches, at some cost in speed: runs on
+    the same GPUs, resumed ones too, are then bit-equal. On a CPU they always are."""
     tokenizer: str = ""
     """tokenizer.json, or a folder that AutoTokenizer loads."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -527,31 +528,3 @@ class Recipe:
     def trained_phases(self) -> list[PhaseConfig]:
         """The phases of this run, in order: all, or start.phase alone."""
         return [phase for phase in self.phases if self.start.phase in ("", phase.name)]
-
-
-def parse_slots(text: str | int) -> int:
-    """Return the number of token slots that `1_200_000`, `50B` or `1.719T` stands for.
-
-    Raises ValueError for anything else, and for a number that is not whole.
-    """
-    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMBT]?)", str(text).strip())
-    if not match:
-        raise ValueError(f"`{text}` is not a number of slots such as 1_200_000, 50B or 1.719T")
-    slots = Decimal(match[1].replace("_", "")) * SUFFIXES[match[2]]
-    if slots != int(slots):
-        raise ValueError(f"`{text}` is not a whole number of slots")
-    return int(slots)
-
-
-def parse_duration(text: str | int) -> float:
-    """Return the seconds that `90`, `45s`, `30m` or `23h30m` stands for.
-
-    Raises ValueError for anything else.
-    """
-    match = re.fullmatch(
-        r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip()
-    )
-    if not match or not any(match.groups()):
-        raise ValueError(f"`{text}` is not a time such as 45s, 30m or 23h30m")
-    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -20,11 +20,10 @@ from restomod.config import (
     OptimizerConfig,
     PhaseConfig,
     Recipe,
-    parse_duration,
-    parse_slots,
 )
 from restomod.errors import UserError
 from restomod.strict import load_strict
+from restomod.units import parse_duration, parse_slots
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FORK = re.compile(r"(.+)@([0-9]+)")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from restomod.config import PhaseConfig
-from restomod.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -78,14 +77,6 @@ class Timeline:
         """Return the step that trains on row `row`, which is not before the origin's."""
         span = [span for span in self.spans if span.first_row <= row][-1]
         return span.first_step + span.phase.batches.step_of(row - span.first_row)
-
-    def named(self, name: str) -> Span:
-        """Return a phase by its name; raises UserError if there is none."""
-        for span in self.spans:
-            if span.phase.name == name:
-                return span
-        names = ", ".join(span.phase.name for span in self.spans)
-        raise UserError(f"no phase is named {name}; the recipe has {names}")
 
     def ends_phase(self, step: int) -> bool:
         """Return whether a phase is complete when `step` steps are done."""

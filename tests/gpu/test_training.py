@@ -17,6 +17,7 @@ from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize
 from restomod.model.memory import step_memory
 from restomod.optim.build import build_optimizer
+from restomod.train.hardware import compute_deterministically
 
 pytestmark = pytest.mark.gpu
 
@@ -150,3 +151,28 @@ def test_dropout_masks_are_the_cpus() -> None:
         for device in ("cpu", "cuda")
     ]
     assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_deterministic_training_repeats_its_bits(compiled: bool, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch._inductor.config, "deterministic", False)
+    try:
+        compute_deterministically()
+        trained = []
+        for _ in range(2):
+            torch.compiler.reset()
+            model = build()
+            if compiled:
+                compile_model(model, "cuda", tmp_path)
+            optimizer = build_optimizer(model, OptimizerConfig(lr=1e-3), compiled)
+            losses = []
+            for n in range(4):
+                losses.append(step(model, n))
+                optimizer.step()
+                optimizer.zero_grad()
+            trained.append([*losses, *model.parameters()])
+        for first, second in zip(*trained, strict=True):
+            assert torch.equal(first, second)
+    finally:
+        torch.use_deterministic_algorithms(False)

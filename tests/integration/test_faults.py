@@ -1,20 +1,22 @@
 """A run that is stopped, or meets what it cannot learn from, goes on as if nothing had happened."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
-import threading
 import time
 
 import pytest
 import torch
 
 from restomod.cli import _read
-from restomod.data.loader import Loader
+from restomod.data import loader
+from restomod.data.lanes import Lane
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.train.builder import prepare_run, train
+from restomod.train.ledger import Ledger
 from restomod.train.module import TrainedModel
 from restomod.train.stopping import Stopper, StopRequested
 from tests.conftest import Tiny, metrics
@@ -129,23 +131,24 @@ def test_stop_at_any_time_loses_nothing(recipe, unbroken, asked):
     assert evaluations == expected
 
 
-def test_stop_breaks_into_a_wait_for_data(recipe, unbroken, monkeypatch):
-    original, waited = Loader._next_batch, []
+def test_stop_ends_a_wait_for_data(recipe, unbroken, monkeypatch):
+    next_row = Lane.next_row
 
-    def stalls(self, rows, count, phase):
-        if self._rows == 4 * 8 and not waited:
-            waited.append(True)
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-            with self.waiting():
-                time.sleep(60)
-        return original(self, rows, count, phase)
+    def stalls(self):
+        if (self._number, self._rows) == (3, 9):
+            time.sleep(3)  # all rows before this one are trained on
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(60)
+        return next_row(self)
 
-    monkeypatch.setattr(Loader, "_next_batch", stalls)
-    with Stopper().listening() as stopper, pytest.raises(StopRequested) as stop:
-        here(recipe, "run_name=stalled", stopper=stopper)
-    assert stop.value.step == 8
+    with monkeypatch.context() as patch:
+        patch.setattr(loader, "MESSAGE_TOKENS", 1)
+        patch.setattr(Lane, "next_row", stalls)
+        with Stopper().listening() as stopper, pytest.raises(StopRequested) as stop:
+            here(recipe, "run_name=stalled", stopper=stopper)
+    assert stop.value.step == 9
     folder = here(recipe, "run_name=stalled")
-    assert metrics(folder, "resume")[-1]["from_step"] == 8
+    assert metrics(folder, "resume")[-1]["from_step"] == 9
     assert exactly(folder) == exactly(unbroken)
 
 
@@ -244,6 +247,16 @@ def test_spike_rolls_back_and_its_rows_are_not_learned_from_again(recipe, unbrok
         here(recipe, "run_name=rollback", *words, "phases.0.slots=53_248")
     manifest = json.loads((folder / "checkpoints" / "step-00000026" / "manifest.json").read_text())
     assert manifest["health"]["ledger"] == [entry]
+
+
+def test_full_disk_when_a_spike_is_recorded_is_the_users_to_mend(recipe, unbroken, monkeypatch):
+    def full(self, entry, write):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Ledger, "add", full)
+    words = ("run_name=no-room", *SPIKES, "faults.spikes.action=rollback")
+    with disturbed(monkeypatch, {14}, 100.0), pytest.raises(UserError, match="the disk is full"):
+        here(recipe, *words)
 
 
 def test_rollbacks_end_somewhere(recipe, unbroken, monkeypatch):

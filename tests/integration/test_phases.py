@@ -206,7 +206,7 @@ def test_impossible_starts_are_refused(train, recipe, unbroken, words, message):
         ("phases.extension.name=other", "phases: the run's phase 2 was extension, is other"),
         (
             "phases.pretrain.batch_warmup.slots=8192",
-            "phases.pretrain.slots: it ended at step 8, now",
+            "phases.pretrain.batch_warmup.slots: was",
         ),
     ],
 )

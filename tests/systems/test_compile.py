@@ -1,16 +1,25 @@
-"""A whole run with compiled layers, stopped and continued, beside one without."""
+"""Compiled layers: found again by another process, and in a whole run, beside one without."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from torch._dynamo.utils import counters
 
+from restomod.model.compile import compile_model
 from tests.conftest import Tiny, Trainings, metrics
+from tests.unit.model.test_encoder import batch
+from tests.unit.model.test_options import build, step
 
 STEPS = 4
 
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
+)
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+
+@needs_compiler
 def test_a_compiled_run_trains_alike_and_continues_with_what_it_compiled(
     tiny: Tiny, train: Trainings, tmp_path: Path
 ) -> None:
@@ -32,3 +41,24 @@ def test_a_compiled_run_trains_alike_and_continues_with_what_it_compiled(
     for a, b in zip(compiled, plain, strict=True):
         assert a["data_digest"] == b["data_digest"]
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@needs_compiler
+def test_what_was_compiled_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As by the process that resumes a run: nothing is left in memory, all is in cache_dir."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    losses, found = [], []
+    for _ in range(2):
+        torch._dynamo.reset()
+        counters.clear()
+        model = build().train()
+        compile_model(model, "cpu", tmp_path)
+        losses.append(step(model, batch([[30, 20], [64]]))[0])
+        counts = counters["inductor"]
+        found.append((counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]))
+    assert (tmp_path / "compiled").is_dir()
+    assert found[0][0] == 0 < found[0][1]
+    assert found[1] == (found[0][1], 0)
+    assert torch.equal(*losses)
+    torch._dynamo.reset()

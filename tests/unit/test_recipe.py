@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from restomod import config
-from restomod.config import parse_slots
 from restomod.errors import UserError
 from restomod.recipe import check_world, flatten, load_recipe, save_recipe
+from restomod.units import parse_slots
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "yamls" / "recipes").glob("*.yaml"))

@@ -3,7 +3,6 @@
 import pytest
 
 from restomod.config import BatchWarmupConfig, PhaseConfig
-from restomod.errors import UserError
 from restomod.timeline import Origin, Timeline
 
 PHASES = [
@@ -45,10 +44,3 @@ def test_spans_follow_each_other(origin):
 def test_phase_ends_are_known():
     timeline = Timeline(PHASES)
     assert [step for step in range(12) if timeline.ends_phase(step)] == [6, 9, 10]
-
-
-def test_phase_is_found_by_name():
-    timeline = Timeline(PHASES)
-    assert timeline.named("decay") is timeline.spans[2]
-    with pytest.raises(UserError, match="no phase is named end; the recipe has pretrain, ext"):
-        timeline.named("end")

@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -39,6 +39,12 @@ MESSAGE_TOKENS = 65_536
 """Slots that a worker hands over at once: a message costs as much as some thousand tokens."""
 PREFETCHED_MESSAGES = 8
 """What each worker prepares ahead."""
+POLL_S = 1
+"""How often a wait for a worker asks whether to go on."""
+
+
+class StoppedWaiting(Exception):
+    """A wait for rows was given up, since the run is to stop."""
 
 
 @dataclass
@@ -106,8 +112,9 @@ class Loader:
         self.streams = sorted(sources.streams)
         self.facts = BatchFacts()
         """Facts of the batch last delivered."""
-        self.waiting: Callable[[], AbstractContextManager[Any]] = nullcontext
-        """Entered while the main process waits for rows."""
+        self.give_up: Callable[[], object] = bool
+        """Asked while the main process waits for a worker's rows; if true, StoppedWaiting is
+        raised."""
         self._skipped: list[dict[str, Any]] = []
         self._delivered: tuple[int, list[tuple[int, LaneDelta]]] = (0, [])
         """Rows of the global batch last delivered, and what this rank's share of them changed in
@@ -137,8 +144,11 @@ class Loader:
         """Return this rank's share of a global batch of `count` rows."""
         for_rank = count // self._world_size
         started = time.perf_counter()
-        with self.waiting():
+        try:
             batch = [next(rows) for _ in range(for_rank)]
+        except UserError as error:
+            error.alone = True  # other ranks read other shards
+            raise
         facts = BatchFacts(wait_s=time.perf_counter() - started)
         deltas = []
         for row in batch:
@@ -230,7 +240,9 @@ class Loader:
         with ExitStack() as running:
             iterators = [
                 chain.from_iterable(
-                    running.enter_context(closing(_in_worker(source))) if workers else source
+                    running.enter_context(closing(_in_worker(source, self.give_up)))
+                    if workers
+                    else source
                 )
                 for source in sources
             ]
@@ -243,8 +255,11 @@ class Loader:
                 number += self._world_size
 
 
-def _in_worker(source: _LaneRows) -> Generator[list[Row], None, None]:
-    """Run a source in a process of its own; an exception there is raised here."""
+def _in_worker(
+    source: _LaneRows, give_up: Callable[[], object]
+) -> Generator[list[Row], None, None]:
+    """Run a source in a process of its own; an exception there is raised here, StoppedWaiting if
+    `give_up` holds while nothing comes."""
     messages = DataLoader(
         _Told(source),
         batch_size=None,
@@ -252,16 +267,23 @@ def _in_worker(source: _LaneRows) -> Generator[list[Row], None, None]:
         prefetch_factor=PREFETCHED_MESSAGES,
         collate_fn=_as_is,
         generator=torch.Generator(),  # the default would draw from torch's global one
+        timeout=POLL_S,
         worker_init_fn=partial(_end_with, os.getpid()),
     )
-    try:
-        for message in messages:
-            if isinstance(message, UserError):
-                raise message
-            yield message
-    except RuntimeError as error:
-        explain(error)
-        raise
+    iterator = iter(messages)
+    while True:
+        try:
+            message = next(iterator)
+        except RuntimeError as error:
+            if "timed out" in str(error):  # torch asks for the same message next time
+                if give_up():
+                    raise StoppedWaiting from None
+                continue
+            explain(error)
+            raise
+        if isinstance(message, UserError):
+            raise message
+        yield message
 
 
 def _end_with(parent: int, worker: int) -> None:

@@ -8,8 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from restomod.config import MaskConfig, PhaseConfig, parse_slots
+from restomod.config import MaskConfig, PhaseConfig
 from restomod.data.tokenizer import Tokenizer
+from restomod.units import parse_slots
 
 IGNORED = -100
 """Label of a position that is not predicted."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from restomod.config import ComputeConfig, ModelConfig
+from restomod.config import ComputeConfig, ModelConfig, PhaseConfig, Recipe
+from restomod.data.mlm import predicted_slots
 from restomod.model.config import BLOCK
 
 FLOAT32, BF16 = 4, 2
@@ -115,6 +116,23 @@ def step_memory(
         activations=activations + mask,
         logits=logits,
         gathered=_gathered(model, vocab_size, cuda, reshard) if shards > 1 else 0.0,
+    )
+
+
+def phase_memory(
+    recipe: Recipe, phase: PhaseConfig, vocab_size: int, device: str, shards: int
+) -> Memory:
+    """Estimate a step of a phase, on a rank of `shards` that share a copy of the model."""
+    tokens = phase.micro_batch_rows * phase.row_tokens
+    return step_memory(
+        recipe.model,
+        vocab_size,
+        tokens,
+        predicted_slots(tokens, phase),
+        recipe.compute,
+        device,
+        shards,
+        recipe.parallel.reshard_after_forward,
     )
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import math
 
-from restomod.config import PhaseConfig, Recipe, parse_duration, parse_slots
+from restomod.config import PhaseConfig, Recipe
 from restomod.data.mixture import exhausted, token_shares
-from restomod.data.mlm import predicted_slots
 from restomod.data.rows import SpecialTokens
 from restomod.data.shards import ShardedDataset
 from restomod.data.tokenizer import Tokenizer, load_tokenizer
 from restomod.data.working_set import working_set
 from restomod.errors import UserError
-from restomod.model.memory import parameters, step_memory
+from restomod.model.memory import parameters, phase_memory
 from restomod.optim.schedules import decay_of_weights, peak_lr
 from restomod.timeline import Timeline
 from restomod.tools.schedule_plots import schedule_plots
+from restomod.units import parse_duration, parse_slots
 
 REPEATS = 4
 """Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""
@@ -67,20 +67,19 @@ def _grace(recipe: Recipe) -> list[str]:
     """Compare the time that the cluster leaves after a signal with what saving took in this run."""
     log = recipe.run_folder / "metrics.jsonl"
     lines = log.read_text().splitlines() if log.is_file() else []
-    took = [
-        json.loads(line)["seconds"]
-        for line in lines
-        if '"event": "checkpoint"' in line and line.endswith("}")
-    ]
+
+    def logged(event: str, name: str, among: list[str]) -> list[float]:
+        return [
+            json.loads(line)[name]
+            for line in among
+            if f'"event": "{event}"' in line and line.endswith("}")
+        ]
+
+    took = logged("checkpoint", "seconds", lines)
     grace_s = parse_duration(recipe.faults.grace)
     if not took:
         return [f"stopping: {grace_s:g} s are left after a signal; no save was measured yet"]
-    step_s = [
-        json.loads(line)["step_s"]
-        for line in lines[-200:]
-        if '"event": "train"' in line and line.endswith("}")
-    ]
-    needed = max(took) + max(step_s, default=0.0)
+    needed = max(took) + max(logged("train", "step_s", lines[-200:]), default=0.0)
     text = f"a step and a save took up to {needed:.1f} s in this run"
     if needed > grace_s / 2:
         return [
@@ -164,20 +163,9 @@ def _batch_warmup(recipe: Recipe, phase: PhaseConfig) -> list[str]:
 
 
 def _memory(recipe: Recipe, phase: PhaseConfig, vocab_size: int, shards: int) -> list[str]:
-    tokens = phase.micro_batch_rows * phase.row_tokens
-    predicted = predicted_slots(tokens, phase)
     lines = []
     for device, name in (("cuda", "GPU, bf16"), ("cpu", "CPU, float32")):
-        memory = step_memory(
-            recipe.model,
-            vocab_size,
-            tokens,
-            predicted,
-            recipe.compute,
-            device,
-            shards,
-            recipe.parallel.reshard_after_forward,
-        )
+        memory = phase_memory(recipe, phase, vocab_size, device, shards)
         parts = ", ".join(f"{part} {size / 1e9:.2f}" for part, size in vars(memory).items())
         lines.append(f"memory of a rank ({name}): {memory.peak / 1e9:.2f} GB ({parts})")
     if shards > 1:

@@ -19,11 +19,11 @@ from typing import Any
 
 import yaml
 
-from restomod.config import parse_slots
 from restomod.errors import UserError
 from restomod.tools import report_sections as sections
 from restomod.tools.metrics_log import RunLog, number, numbers, read_log
 from restomod.tools.report_figures import AskedPhase, figures, key
+from restomod.units import parse_slots
 
 
 def write_report(run_folder: Path) -> Path:

@@ -45,7 +45,7 @@ def rank() -> int:
 
 def nodes() -> int:
     """Return the number of machines that the ranks run on."""
-    return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def leads_node() -> bool:

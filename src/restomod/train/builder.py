@@ -20,7 +20,7 @@ from composer import Callback, DataSpec, Logger, State, Trainer
 from composer.devices import Device
 from composer.utils import dist
 
-from restomod.config import Recipe, parse_duration
+from restomod.config import Recipe
 from restomod.data.batch import Batch
 from restomod.data.loader import Loader, explain
 from restomod.data.sources import Sources
@@ -36,7 +36,7 @@ from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
 from restomod.train.folder import begin_run_folder
 from restomod.train.guards import fingerprint
-from restomod.train.hardware import choose_device, peak_flops
+from restomod.train.hardware import choose_device, compute_deterministically, peak_flops
 from restomod.train.health import Health, RollBack, UnhealthyError
 from restomod.train.initial import build_model
 from restomod.train.ledger import Ledger
@@ -48,10 +48,12 @@ from restomod.train.profiling import Profiling
 from restomod.train.progress import Progress
 from restomod.train.rank_times import RankTimes
 from restomod.train.start import Start, find_start
+from restomod.train.stoppable import BreakingIn, Stoppable
 from restomod.train.stopping import Stopper, StopRequested, clear_requeue
 from restomod.train.store import open_store
 from restomod.train.upload import Uploads, restore_log
 from restomod.train.watchdog import Watchdog
+from restomod.units import parse_duration
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,8 @@ def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     Raises UserError; writes nothing but a checkpoint that is in the store alone.
     """
     device = choose_device(recipe)
+    if recipe.deterministic and device == "cuda":
+        compute_deterministically()
     check_compute(recipe, device)
     joined = join_ranks(device, parse_duration(recipe.faults.hang_timeout) + AFTER_HANG_S)
     group = gloo_group()
@@ -154,7 +158,6 @@ def _fit(
         pin_memory=device == "cuda",
         timeline=timeline,
     )
-    loader.waiting = stopper.breaking_in
     watchdog = Watchdog(folder, rank, parse_duration(recipe.faults.hang_timeout))
 
     def go_on() -> bool:
@@ -203,7 +206,7 @@ def _fit(
         uploads,
     )
     callbacks: list[Callback] = [
-        Stopping(stopper, compiled, start.step),
+        *([BreakingIn(stopper)] if compiled else []),
         Phases(timeline, recipe.optimizer),
         GlobalMean(),
         times,
@@ -217,14 +220,14 @@ def _fit(
         watchdog,
         Progress(timeline, steps, started),
     ]
-    begin_run_folder(recipe, sources, start, clock, metrics)
+    begin_run_folder(recipe, sources, start, clock, metrics, run.group)
     if rolled_back:
         spike = {**rolled_back, "spike_step": rolled_back["step"], "step": start.step}
         metrics.write("rollback", **spike)
     trainer = Trainer(
         model=TrainedModel(model),
         train_dataloader=DataSpec(
-            loader,
+            Stoppable(loader, stopper),
             split_batch=lambda batch, size: batch,
             get_num_samples_in_batch=_rows,
             get_num_tokens_in_batch=_slots,
@@ -241,18 +244,15 @@ def _fit(
         seed=recipe.seed % 2**32,
         progress_bar=False,
     )
-    with contextlib.closing(trainer), watchdog.watching():
+    # Not the Trainer's own end: it waits for all ranks, which a rank that fails alone must not.
+    with contextlib.closing(trainer.engine), watchdog.watching():
         try:
             trainer.fit()
         except StopRequested as stop:
             stop.step = trainer.state.timestamp.batch.value
-            if not stop.lossless:
-                if not stop.agreed:
-                    stopper.agree()  # the other ranks wait to hear of it
-                loader.put_back()
-                if stop.step > start.step:
-                    checkpointing.save(trainer.state, stop.step)
             stopper.hold()
+            if stop.agreed and stop.step > start.step:
+                checkpointing.save(trainer.state, stop.step)
             checkpointing.wait()
             if uploads:
                 uploads.wait()
@@ -262,8 +262,12 @@ def _fit(
             raise
         except RollBack:
             checkpointing.wait()
+            if uploads:
+                uploads.wait()  # what is built next talks over their group, too
             raise
         except RuntimeError as error:
+            if stopper.left_behind(error):
+                raise StopRequested(stopper.requested, agreed=False) from error
             explain(error)
             raise
 
@@ -295,26 +299,6 @@ class CatchingUp(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         self._evaluation.catch_up(state, logger)
-
-
-class Stopping(Callback):
-    """Stops all ranks before the same step, once one of them is asked to."""
-
-    def __init__(self, stopper: Stopper, compiled: bool, first_step: int) -> None:
-        self._stopper = stopper
-        self._compiled = compiled
-        self._first_step = first_step
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        step = state.timestamp.batch.value
-        reason = self._stopper.agree()
-        if reason:
-            raise StopRequested(reason, agreed=True)
-        # A first step that compiles may take minutes, and there is nothing to save before its end.
-        self._stopper.hold(lossless=self._compiled and step == self._first_step)
-
-    def after_train_batch(self, state: State, logger: Logger) -> None:
-        self._stopper.hold()
 
 
 def check_compute(recipe: Recipe, device: str) -> None:

@@ -69,11 +69,7 @@ class Checkpointing(Callback):
         """Step of the save that goes on in the background, its end, its stall in seconds."""
         self.last_saved_step = start.step if start.resumes else -1
         """Step of the newest whole checkpoint; -1 before there is one."""
-
-    def fit_start(self, state: State, logger: Logger) -> None:
         pinned = torch.cuda.is_available()
-        self._saving_group = gloo_group()
-        self._batch_group = gloo_group()
         # Its buffers live as long as the run: allocating pinned memory takes longer than the copy.
         self._stager = DefaultStager(
             StagingOptions(
@@ -83,6 +79,10 @@ class Checkpointing(Callback):
                 use_non_blocking_copy=pinned,
             )
         )
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        self._saving_group = gloo_group()
+        self._batch_group = gloo_group()
         if self._start.folder:
             self._load(state, self._start.folder, self._start.manifest)
             if self._start.resumes and self._uploads:
@@ -122,6 +122,10 @@ class Checkpointing(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         with self._clock.pause():
             self.wait()
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Give up buffers and thread, however training ended."""
+        self._background.shutdown(wait=False)
         self._stager.close()
 
     def save(self, state: State, step: int, wait: bool = False) -> None:

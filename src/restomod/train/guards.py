@@ -23,6 +23,7 @@ from restomod.train.manifest import (
     local_steps,
     verify,
 )
+from restomod.units import parse_slots
 
 FREE_KEYS = (
     "run_name",
@@ -30,6 +31,7 @@ FREE_KEYS = (
     "store",
     "cache_dir",
     "device",
+    "deterministic",
     "tokenizer",  # its content is guarded by the fingerprint
     "data.streams.*",  # likewise
     "data.workers",
@@ -52,7 +54,15 @@ FREE_KEYS = (
     "faults.spikes.max_rollbacks",
     "profile.*",
 )
-"""Keys that a resumed run may change; all others are guarded."""
+"""Keys that a resumed run may change, GUARDED_KEYS excepted; all others are guarded."""
+GUARDED_KEYS = ("phases.*.batch_warmup.slots",)
+SLOTS = (
+    *GUARDED_KEYS,
+    "phases.*.schedule.warmup",
+    "phases.*.schedule.decay",
+    "phases.*.mask.later.*.at",
+)
+"""Guarded numbers of slots: 1M and 1_000_000 are the same."""
 
 
 def fingerprint(sources: Sources) -> dict[str, str]:
@@ -70,10 +80,14 @@ def fingerprint(sources: Sources) -> dict[str, str]:
 def guarded(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's keys that a resumed run must not change once their phase has begun."""
     return {
-        key: value
+        key: parse_slots(value) if _matches(key, SLOTS) else value
         for key, value in flatten(recipe).items()
-        if not any(fnmatch.fnmatch(key, free) for free in FREE_KEYS)
+        if not _matches(key, FREE_KEYS) or _matches(key, GUARDED_KEYS)
     }
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def place(timeline: Timeline, step: int) -> dict[str, Any]:
@@ -98,24 +112,18 @@ def check_unchanged(
     one in progress not before the checkpoint.
     """
     begun, problems = _begun_phases(manifest, recipe)
-    now = {**guarded(recipe), **identity}
-    then = {**manifest["recipe"], **manifest["fingerprint"]}
+    differences = _differences(manifest, recipe, identity)
     changed = [
         key
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key)
-        and (
-            not key.startswith("phases.")
-            or any(key.startswith(f"phases.{name}.") for name in begun)
-        )
+        for key in differences
+        if not key.startswith("phases.") or any(key.startswith(f"phases.{name}.") for name in begun)
     ]
     refused = [
         key
         for key in changed
         if not any(key == allow or key.startswith(allow + ".") for allow in recipe.resume.allow)
     ]
-    if refused:
-        problems += [f"{key}: was {then.get(key)!r}, is {now.get(key)!r}" for key in refused]
+    problems += [differences[key] for key in refused]
     if problems:
         raise UserError(
             f"{recipe.run_folder}: the run cannot go on with another recipe or other data:\n  "
@@ -130,27 +138,34 @@ def check_startable(
 ) -> list[str]:
     """Return the guarded keys in which a recipe differs from that of another run's checkpoint, from
     which it starts; raise UserError where model, data or seed are others."""
-    now = {**guarded(recipe), **identity}
-    then = {**manifest["recipe"], **manifest["fingerprint"]}
-    changed = [
-        key
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key) and not key.startswith("start.")
-    ]
+    differences = _differences(manifest, recipe, identity)
+    streams = identity.keys() ^ manifest["fingerprint"].keys()  # that only one of the runs has
     fixed = [
-        key
-        for key in changed
-        if key.split(".")[0] in ("model", "data", "seed", "tokenizer")
-        and not (key.startswith("data.streams.") and (key not in now or key not in then))
+        line
+        for key, line in differences.items()
+        if key.split(".")[0] in ("model", "data", "seed", "tokenizer") and key not in streams
     ]
     if fixed:
-        lines = [f"{key}: was {then.get(key)!r}, is {now.get(key)!r}" for key in fixed]
         raise UserError(
             f"{checkpoint}: a run with another model, other data or another seed cannot begin from "
-            "it:\n  " + "\n  ".join(lines) + "\nundo the change; init.weights takes a model's "
+            "it:\n  " + "\n  ".join(fixed) + "\nundo the change; init.weights takes a model's "
             "weights alone"
         )
-    return changed
+    return [key for key in differences if not key.startswith("start.")]
+
+
+def _differences(
+    manifest: dict[str, Any], recipe: Recipe, identity: dict[str, str]
+) -> dict[str, str]:
+    """Return the guarded keys and the data in which a recipe differs from a checkpoint's, in order,
+    each with a line that says how."""
+    now = {**guarded(recipe), **identity}
+    then = {**manifest["recipe"], **manifest["fingerprint"]}
+    return {
+        key: f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key)
+    }
 
 
 def _begun_phases(manifest: dict[str, Any], recipe: Recipe) -> tuple[set[str], list[str]]:

@@ -6,6 +6,7 @@ import logging
 import time
 
 import torch
+from composer.utils.reproducibility import configure_deterministic_mode
 
 from restomod.config import Recipe
 from restomod.errors import UserError
@@ -33,6 +34,20 @@ def choose_device(recipe: Recipe) -> str:
     if recipe.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return recipe.device
+
+
+def compute_deterministically() -> None:
+    """Have torch, its libraries and its compiler use deterministic kernels only, for the rest of
+    the process; call it before anything is computed on a GPU.
+
+    torch raises RuntimeError where it meets an operation that has none.
+    """
+    from torch._inductor import config
+
+    configure_deterministic_mode()
+    # What is read was written before.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    config.deterministic = True  # choose no kernel by timing it
 
 
 def peak_flops(device: str) -> float:

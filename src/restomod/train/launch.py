@@ -20,13 +20,18 @@ def adopt_launcher(environment: MutableMapping[str, str]) -> None:
     """Complete the environment with what torch and Composer read; what is set stays.
 
     A task that srun has started becomes a rank. torchrun's name for a node's number becomes
-    Composer's. Raises UserError if srun's tasks cannot find each other.
+    Composer's. A rank of whose node nothing is said is the only one there. Raises UserError if
+    srun's tasks cannot find each other.
     """
     if "RANK" not in environment and _is_task(environment):
         for name, value in _task_as_rank(environment).items():
             environment.setdefault(name, value)
     if "GROUP_RANK" in environment:
         environment.setdefault("NODE_RANK", environment["GROUP_RANK"])
+    if "RANK" in environment and "LOCAL_WORLD_SIZE" not in environment:
+        environment["LOCAL_WORLD_SIZE"] = "1"
+        environment.setdefault("LOCAL_RANK", "0")
+        environment.setdefault("NODE_RANK", environment["RANK"])
 
 
 def hosts(nodes: str) -> list[str]:

@@ -8,10 +8,11 @@ checkpoint that is older than its entry. Called by `health.py`; imports no torch
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from restomod.train.manifest import write_durably
 
 FILE = "ledger.json"
 
@@ -38,11 +39,5 @@ class Ledger:
     def add(self, entry: dict[str, Any], write: bool) -> None:
         """Append an entry, and, on the rank that writes, keep it in the run folder."""
         self.entries.append(entry)
-        if not write:
-            return
-        temporary = self._path.with_name(FILE + ".tmp")
-        with temporary.open("w") as file:
-            json.dump(self.entries, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        if write:
+            write_durably(self._path, json.dumps(self.entries, indent=1))

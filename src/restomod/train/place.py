@@ -47,7 +47,7 @@ def find_place() -> Place:
         return int(os.environ.get(name, default))
 
     rank, world_size = number("RANK", 0), number("WORLD_SIZE", 1)
-    per_node = number("LOCAL_WORLD_SIZE", world_size)
+    per_node = number("LOCAL_WORLD_SIZE", 1)
     return Place(
         rank,
         number("NODE_RANK", rank // per_node),

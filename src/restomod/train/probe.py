@@ -28,13 +28,12 @@ from typing import Any, TypeVar
 import torch
 
 from restomod.config import Recipe
-from restomod.data.mlm import predicted_slots
 from restomod.data.sources import Sources, open_sources
 from restomod.data.working_set import working_set
 from restomod.errors import UserError
 from restomod.model.attention import choose_backend
 from restomod.model.compile import check_compiler, compiles
-from restomod.model.memory import parameters, step_memory
+from restomod.model.memory import parameters, phase_memory
 from restomod.train.hardware import choose_device
 from restomod.train.place import Place
 
@@ -263,23 +262,12 @@ def needs(recipe: Recipe, sources: Sources, place: Place, device: str) -> Needs:
     used = working_set(recipe, sources.streams, place.world_size)
     shards = recipe.parallel.shards(place.world_size, place.ranks_per_node)
     cached = sum(int(s.index.raw_bytes.sum()) for s in sources.streams.values() if s.cached)
-    kept, step = recipe.checkpoint, 0.0
-    for phase in recipe.trained_phases:
-        tokens = phase.micro_batch_rows * phase.row_tokens
-        predicted = predicted_slots(tokens, phase)
-        memory = step_memory(
-            recipe.model,
-            vocab_size,
-            tokens,
-            predicted,
-            recipe.compute,
-            device,
-            shards,
-            recipe.parallel.reshard_after_forward,
-        )
-        step = max(step, memory.peak)
+    kept = recipe.checkpoint
+    memories = [
+        phase_memory(recipe, phase, vocab_size, device, shards) for phase in recipe.trained_phases
+    ]
     return Needs(
-        step_memory=step,
+        step_memory=max(memory.peak for memory in memories),
         checkpoint=3 * FLOAT32 * count,
         checkpoints_kept=kept.keep_local if recipe.store else kept.keep + kept.keep_best,
         gradients=FLOAT32 * count,

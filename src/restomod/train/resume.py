@@ -25,8 +25,14 @@ from restomod.train.agreement import (
     together,
     until,
 )
-from restomod.train.manifest import MANIFEST, checkpoint_folder, local_steps, verify
-from restomod.train.store import Store
+from restomod.train.manifest import (
+    MANIFEST,
+    checkpoint_folder,
+    local_steps,
+    step_of,
+    verify,
+)
+from restomod.train.store import Store, open_store
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +61,58 @@ def find_checkpoint(
         found = on_first(partial(_newest, recipe.run_folder, store, passed_over), group)
         if found is None:
             return None
-        step, manifest, whole = found
+        step, manifest, _ = found
         folder = checkpoint_folder(recipe.run_folder, step)
-        downloads = (rank() == 0 if shared else leads_node()) and not (rank() == 0 and whole)
-        problems = together(partial(_bring, store if downloads else None, found, folder), group)
-        problem = next((text for text in problems if text), "")
+        problem = _complete(folder, found, store, shared, group)
         if not problem:
-            together(partial(_await, folder, manifest), group)
             on_first(partial(_reject, recipe.run_folder, step), group)
             return folder, manifest
         if rank() == 0:
             log.warning("%s is not used: %s", folder, problem)
         passed_over.add(step)
+
+
+def complete(path: Path, recipe: Recipe, group: Group) -> dict[str, Any]:
+    """Return the manifest of a checkpoint, of whatever run, with all of its files on every node.
+
+    What is not there comes from the recipe's store, where a run has the name of its folder. Raises
+    UserError if the checkpoint is nowhere, or damaged.
+    """
+    store = open_store(recipe.store, path.parent.parent.name)
+    shared = _is_shared(recipe.run_folder, group)
+    found = on_first(partial(_named, path, store), group)
+    problem = _complete(path, found, store, shared, group)
+    if problem:
+        raise UserError(f"{path}: the checkpoint cannot be used: {problem}")
+    return found[1]
+
+
+def _named(path: Path, store: Store | None) -> Found:
+    """Return what there is of a checkpoint; raises UserError if that is not enough."""
+    problem, manifest = verify(path) if path.is_dir() else ("", {})
+    if manifest and not problem:
+        return manifest["step"], manifest, True
+    step = step_of(path.name)
+    if store and step in store.steps():
+        problem, manifest = store.manifest(step)
+        if not problem:
+            return step, manifest, False
+    if problem:
+        raise UserError(f"{path}: the checkpoint cannot be used: {problem}")
+    steps = {*local_steps(path.parent.parent), *(store.steps() if store else ())}
+    near = ", ".join(checkpoint_folder(path, step).name for step in sorted(steps))
+    raise UserError(f"{path}: no such checkpoint{f'; there is {near}' if near else ''}")
+
+
+def _complete(folder: Path, found: Found, store: Store | None, shared: bool, group: Group) -> str:
+    """Complete every node's copy of a checkpoint from the store; return what is wrong with it."""
+    _, manifest, whole = found
+    downloads = (rank() == 0 if shared else leads_node()) and not (rank() == 0 and whole)
+    problems = together(partial(_bring, store if downloads else None, found, folder), group)
+    problem = next((text for text in problems if text), "")
+    if not problem:
+        together(partial(_await, folder, manifest), group)
+    return problem
 
 
 Found = tuple[int, dict[str, Any], bool]

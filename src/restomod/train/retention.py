@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from restomod.config import CheckpointConfig, parse_slots
+from restomod.config import CheckpointConfig
+from restomod.units import parse_slots
 
 
 @dataclass(frozen=True)

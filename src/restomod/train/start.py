@@ -17,8 +17,8 @@ from restomod.recipe import FORK
 from restomod.timeline import Origin, Timeline
 from restomod.train.agreement import Group
 from restomod.train.guards import check_startable, check_unchanged, fingerprint
-from restomod.train.manifest import checkpoint_folder, load_loader_state, local_steps, verify
-from restomod.train.resume import find_checkpoint
+from restomod.train.manifest import checkpoint_folder, load_loader_state
+from restomod.train.resume import complete, find_checkpoint
 from restomod.train.store import open_store
 
 
@@ -59,11 +59,11 @@ def find_start(recipe: Recipe, sources: Sources, group: Group) -> Start:
         named = FORK.fullmatch(start.fork)
         assert named
         path = checkpoint_folder(Path(named[1]), int(named[2]))
-        manifest = _whole(path)
+        manifest = complete(path, recipe, group)
         timeline = Timeline(recipe.trained_phases, Origin(**manifest["origin"]))
     elif start.checkpoint:
         path = Path(start.checkpoint)
-        manifest = _whole(path)
+        manifest = complete(path, recipe, group)
         origin = Origin(manifest["step"], manifest["rows"], manifest["slots"], start.checkpoint)
         timeline = Timeline(recipe.trained_phases, origin)
     else:
@@ -79,16 +79,3 @@ def find_start(recipe: Recipe, sources: Sources, group: Group) -> Start:
             "before it"
         )
     return Start(timeline, path, manifest, changed=changed)
-
-
-def _whole(path: Path) -> dict[str, Any]:
-    """Return the manifest of a checkpoint; raise UserError if it is damaged or not there."""
-    if not path.is_dir():
-        steps = reversed(local_steps(path.parent.parent))
-        near = [checkpoint_folder(path, step).name for step in steps]
-        there = f"; there is {', '.join(near)}" if near else ""
-        raise UserError(f"{path}: no such checkpoint{there}")
-    problem, manifest = verify(path)
-    if problem:
-        raise UserError(f"{path}: the checkpoint cannot be used: {problem}")
-    return manifest

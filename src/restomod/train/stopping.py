@@ -1,10 +1,10 @@
 """Requests to stop a run: signals, a time limit, a STOP file. All ranks stop at the same step.
 
-A request is only noted when it arrives. The step in progress is finished; before the next one all
-ranks agree (`Stopper.agree`), save, leave REQUEUE in the run folder and exit. Where nothing would
-be lost (before the first step, or in a first step that compiles), and while a rank waits for data,
-the request breaks in at once as `StopRequested`. `cli.py` makes the Stopper, `builder.py` acts on
-it.
+A request is only noted when it arrives. The step in progress is finished; before the next one,
+which a rank that still waits for data gives up, all ranks agree (`Stopper.agree`), save, leave
+REQUEUE in the run folder and exit. Where nothing would be lost (before the first step, or in a
+first step that compiles) the request breaks in at once as `StopRequested`. `cli.py` makes the
+Stopper, `stoppable.py` asks it, `builder.py` acts on it.
 """
 
 from __future__ import annotations
@@ -37,13 +37,11 @@ REQUEUE_CODE = 75
 class StopRequested(BaseException):
     """Ends training; no Exception, so that nothing on the way takes it for a failure."""
 
-    def __init__(self, reason: str, agreed: bool, lossless: bool = False) -> None:
+    def __init__(self, reason: str, agreed: bool) -> None:
         super().__init__(reason)
         self.reason = reason
         self.agreed = agreed
-        """Whether all ranks know."""
-        self.lossless = lossless
-        """Whether there is nothing to save."""
+        """Whether all ranks stop before the same step, and save; else there is nothing to save."""
         self.step = 0
         """Steps that the saved run has done."""
 
@@ -55,7 +53,8 @@ class Stopper:
         self.requested = ""
         """The reason, one of REASONS; empty as long as nothing asks to stop."""
         self._breaks_in = True
-        self._lossless = True
+        self._others_may_leave = True
+        """Whether another rank may have left without agreeing: it may have been broken into."""
         self._interrupted_at = -float("inf")
         self._group: Any = None
         self._store: Any = None
@@ -122,39 +121,36 @@ class Stopper:
 
             code = torch.tensor(REASONS.index(self.requested))
             dist.all_reduce(code, dist.ReduceOp.MAX, group=self._group)
+            self._others_may_leave = False
             reason = REASONS[int(code)]
             # A request that arrived meanwhile is told next time: nothing may take it back.
             self.requested = reason or self.requested
             return reason
         return self.requested
 
-    @contextlib.contextmanager
-    def breaking_in(self) -> Iterator[None]:
-        """Let a request raise StopRequested inside the block, whenever it arrives. With several
-        ranks it does not: one that left its wait alone would meet the others in no collective."""
-        if self._group is not None:
-            yield
-            return
-        before, self._breaks_in = self._breaks_in, True
-        try:
-            self._break_in()
-            yield
-        finally:
-            self._breaks_in = before
-
     def tell(self) -> None:
-        """Let ranks that do not come to `agree` know before this process ends."""
+        """Let the other ranks know before this process ends without them."""
         if self._store is not None:
             time.sleep(4 * POLL_S)
 
     def hold(self, lossless: bool = False) -> None:
-        """Only note requests from here on, or, if nothing can be lost, go on to break in."""
-        self._breaks_in = self._lossless = lossless
+        """Only note requests from here on; or, if nothing can be lost, let them break in."""
+        self._breaks_in = lossless
+        self._others_may_leave |= lossless
+        self._break_in()
 
     def _break_in(self) -> None:
         if self.requested and self._breaks_in:
             self._breaks_in = False
-            raise StopRequested(self.requested, agreed=False, lossless=self._lossless)
+            raise StopRequested(self.requested, agreed=False)
+
+    def left_behind(self, error: RuntimeError) -> bool:
+        """Return whether `error` says that other ranks, asked to stop as this one is, have left.
+
+        Later on it says that one has failed, for which the launcher asks the others to stop.
+        """
+        asked = bool(self.requested) and self._group is not None
+        return asked and self._others_may_leave and "onnection" in str(error)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -175,7 +171,7 @@ class Stopper:
             if not self.requested:
                 self._request(self._found())
             elif not told and self._store is not None:
-                # Ranks that wait for data do not come to `agree`.
+                # Ranks whose first step compiles do not come to `agree` for minutes.
                 self._store.set("restomod/stop", self.requested)
                 told = True
 
@@ -192,7 +188,7 @@ class Stopper:
         if reason:
             log.info("%s: the run saves after this step and stops", reason)
             self.requested = reason
-            # Wakes the main thread where it waits, to break in from the handler.
+            # To break in from the handler, wherever the main thread is.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
 

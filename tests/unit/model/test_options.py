@@ -165,27 +165,6 @@ def test_every_phase_may_have_shapes_of_its_own(monkeypatch: pytest.MonkeyPatch)
         torch.testing.assert_close(step(compiled, packed)[0], step(plain, packed)[0])
 
 
-@pytest.mark.skipif(not compilation._has_cpp_compiler(), reason="needs a C++ compiler")
-@pytest.mark.usefixtures("fresh_compiler")
-def test_what_was_compiled_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """As by the process that resumes a run: nothing is left in memory, all is in cache_dir."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is put back
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    losses, found = [], []
-    for _ in range(2):
-        torch._dynamo.reset()
-        counters.clear()
-        model = build().train()
-        compilation.compile_model(model, "cpu", tmp_path)
-        losses.append(step(model, batch([[30, 20], [64]]))[0])
-        counts = counters["inductor"]
-        found.append((counts["fxgraph_cache_hit"], counts["fxgraph_cache_miss"]))
-    assert (tmp_path / "compiled").is_dir()
-    assert found[0][0] == 0 < found[0][1]
-    assert found[1] == (found[0][1], 0)
-    assert torch.equal(*losses)
-
-
 def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"compute\.compile: torch.compile needs a C"):

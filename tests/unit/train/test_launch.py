@@ -35,6 +35,14 @@ def test_srun_tasks_become_ranks():
     }
 
 
+def test_rank_of_whose_node_nothing_is_said_has_one_of_its_own():
+    environment = {"RANK": "3", "WORLD_SIZE": "4"}
+    adopt_launcher(environment)
+    assert environment["LOCAL_RANK"] == "0"
+    assert environment["LOCAL_WORLD_SIZE"] == "1"
+    assert environment["NODE_RANK"] == "3"
+
+
 @pytest.mark.parametrize(
     ("changes", "count"),
     [
@@ -61,7 +69,8 @@ def test_what_is_set_stays():
     changed = adopted(SLURM_JOB_NODELIST=None, MASTER_ADDR="head", MASTER_PORT="29500")
     assert changed["RANK"] == "5"
     assert not {"MASTER_ADDR", "MASTER_PORT"} & changed.keys()
-    assert adopted(RANK="0", WORLD_SIZE="1") == {}  # torchrun or composer on a node of a job
+    # torchrun or composer on a node of a job
+    assert adopted(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1") == {}
 
 
 def test_steps_of_a_job_meet_on_ports_of_their_own():

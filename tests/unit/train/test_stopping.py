@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from restomod.train import stopping
 from restomod.train.stopping import (
@@ -95,31 +96,46 @@ def test_second_interrupt_ends_at_once_and_an_echo_of_the_first_does_not(stopper
 def test_request_breaks_in_before_the_first_step():
     with pytest.raises(StopRequested) as stop, Stopper().listening():
         send(signal.SIGTERM)
-    assert (stop.value.reason, stop.value.agreed, stop.value.lossless) == ("SIGTERM", False, True)
+    assert (stop.value.reason, stop.value.agreed) == ("SIGTERM", False)
 
 
-def test_request_breaks_into_a_wait_for_data_only(stopper):
+def test_request_that_was_noted_breaks_in_once_it_may(stopper):
     send(signal.SIGTERM)
-    with pytest.raises(StopRequested) as stop, stopper.breaking_in():
-        raise AssertionError("waits")
-    assert not stop.value.lossless
-    send(signal.SIGTERM)  # noted again, outside
+    with pytest.raises(StopRequested):
+        stopper.hold(lossless=True)
+    send(signal.SIGTERM)  # once is enough
 
 
-def test_signal_wakes_a_wait(stopper):
+def test_signal_wakes_what_may_be_broken_into(stopper):
+    stopper.hold(lossless=True)
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
     began = time.monotonic()
-    with pytest.raises(StopRequested), stopper.breaking_in():
+    with pytest.raises(StopRequested):
         time.sleep(30)
     assert time.monotonic() - began < 20
 
 
+def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopper, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *a, **k: None)
+    monkeypatch.setattr(stopper, "_group", object())
+    lost = RuntimeError("Connection closed by peer")
+    assert not stopper.left_behind(lost)
+    send(signal.SIGTERM)
+    assert stopper.left_behind(lost)
+    stopper.agree()
+    assert not stopper.left_behind(lost)  # a rank failed, and the launcher ends the others
+    with pytest.raises(StopRequested):
+        stopper.hold(lossless=True)
+    assert stopper.left_behind(lost)
+
+
 @pytest.mark.parametrize("way", ["file", "limit"])
-def test_stop_file_and_time_limit_are_found_and_wake_a_wait(stopper, tmp_path, way):
+def test_stop_file_and_time_limit_are_found_and_break_in(stopper, tmp_path, way):
+    stopper.hold(lossless=True)
     stopper.watch(tmp_path, time.monotonic() + (0.3 if way == "limit" else 1000))
     if way == "file":
         (tmp_path / "STOP").touch()
-    with pytest.raises(StopRequested) as stop, stopper.breaking_in():
+    with pytest.raises(StopRequested) as stop:
         time.sleep(30)
     assert stop.value.reason == {"file": "STOP file", "limit": "stop_after"}[way]
 

@@ -52,3 +52,26 @@ def test_run_goes_on_bit_exactly_on_nodes_that_never_saw_it(tiny, train, tmp_pat
     local = [sorted(path.name for path in node.glob("runs/killed/checkpoints/*")) for node in nodes]
     assert local[0] == local[1] == ["step-00000020", "step-00000024"]
     assert len(list(there.glob("checkpoints/*/manifest.json"))) == 3
+
+
+def test_fork_begins_from_the_store_on_nodes_that_never_saw_the_run(
+    tiny, train, tmp_path, new_nodes
+):
+    recipe = tiny.write(tmp_path / "recipe.yaml", runs_dir="runs", store=str(tmp_path / "store"))
+    first = new_nodes(2)
+    code, text = train(recipe, "run_name=first", nodes=first)
+    assert code == 0, text
+    words = (recipe, "run_name=second", "--fork", "runs/first@20")
+    code, text = train(*words, "phases.0.lr=1e-4", nodes=first)
+    assert code == 0, text
+    elsewhere = new_nodes(2)
+    code, text = train(*words, "phases.0.lr=1e-4", "store=", nodes=elsewhere[:1])
+    assert code == 2
+    assert "runs/first/checkpoints/step-00000020: no such checkpoint" in text
+    (tmp_path / "store" / "second").rename(tmp_path / "store" / "as-it-was")
+    code, text = train(*words, "phases.0.lr=1e-4", nodes=elsewhere)
+    assert code == 0, text
+    assert "files came from" in text
+    runs = [nodes[0] / "runs" / "second" for nodes in (first, elsewhere)]
+    assert exactly(runs[0]) == exactly(runs[1])
+    assert [line["step"] for line in metrics(runs[1])] == [21, 22, 23, 24]

@@ -1,0 +1,36 @@
+"""How recipes write sizes and times: token slots such as 50B, durations such as 23h30m."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def parse_slots(text: str | int) -> int:
+    """Return the number of token slots that `1_200_000`, `50B` or `1.719T` stands for.
+
+    Raises ValueError for anything else, and for a number that is not whole.
+    """
+    match = re.fullmatch(r"([0-9][0-9_]*(?:\.[0-9]+)?)([KMBT]?)", str(text).strip())
+    if not match:
+        raise ValueError(f"`{text}` is not a number of slots such as 1_200_000, 50B or 1.719T")
+    slots = Decimal(match[1].replace("_", "")) * SUFFIXES[match[2]]
+    if slots != int(slots):
+        raise ValueError(f"`{text}` is not a whole number of slots")
+    return int(slots)
+
+
+def parse_duration(text: str | int) -> float:
+    """Return the seconds that `90`, `45s`, `30m` or `23h30m` stands for.
+
+    Raises ValueError for anything else.
+    """
+    match = re.fullmatch(
+        r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip()
+    )
+    if not match or not any(match.groups()):
+        raise ValueError(f"`{text}` is not a time such as 45s, 30m or 23h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,0 +1,67 @@
+"""Several ranks that are asked to stop where they do not step."""
+
+import json
+import shutil
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.conftest import Tiny, Trainings, metrics
+
+
+def last_ranks_loader() -> psutil.Process:
+    """Return the process that prepares rows for the last rank: no other descendant of a child of
+    this process is without children."""
+    below = [p for child in psutil.Process().children() for p in child.children(recursive=True)]
+    return max((p for p in below if not p.children()), key=lambda p: p.ppid())
+
+
+def test_ranks_stop_while_another_waits_for_data(tiny: Tiny, train: Trainings, tmp_path) -> None:
+    recipe = tiny.write(
+        tmp_path / "recipe.yaml",
+        runs_dir=str(tmp_path),
+        phases__slots=500 * 2 * 8192,
+        phases__row_tokens=8192,
+        phases__batch_rows=2,
+        checkpoint__every_steps=1000,
+        evaluation__every_steps=1000,
+    )
+    folder = tmp_path / "tiny"
+    stalled = []
+
+    def stalls() -> bool:
+        if not stalled and len(metrics(folder)) >= 3:
+            stalled.append(last_ranks_loader())
+            stalled[0].suspend()
+            # Its rank ends as soon as it can end what it waits for.
+            threading.Timer(30, stalled[0].resume).start()
+        steps = len(metrics(folder))
+        time.sleep(4)
+        return bool(stalled) and len(metrics(folder)) == steps
+
+    code, text = train(recipe, world_size=2, kill_when=stalls, send=signal.SIGTERM, to=range(1))
+    assert code == 75, text
+    done = len(metrics(folder))
+    assert json.loads((folder / "REQUEUE").read_text()) == {"reason": "SIGTERM", "step": done}
+    assert (folder / "checkpoints" / f"step-{done:08d}" / "manifest.json").is_file()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_ranks_stop_while_one_compiles(tiny: Tiny, train: Trainings, tmp_path) -> None:
+    recipe = tiny.write(tmp_path / "recipe.yaml", runs_dir=str(tmp_path))
+    folder = tmp_path / "tiny"
+    code, text = train(
+        recipe,
+        "compute.compile=always",
+        f"cache_dir={tmp_path / 'cache'}",
+        world_size=2,
+        kill_when=(folder / "metrics.jsonl").exists,
+        send=signal.SIGTERM,
+        to=range(1),
+    )
+    assert code == 75, text
+    assert metrics(folder) == []
+    assert json.loads((folder / "REQUEUE").read_text()) == {"reason": "SIGTERM", "step": 0}

@@ -1,0 +1,146 @@
+"""Every key of a recipe is free to change on a resume, or guarded by name."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from restomod.config import (
+    BatchWarmupConfig,
+    MaskConfig,
+    MaskStep,
+    PhaseConfig,
+    Recipe,
+    StreamConfig,
+)
+from restomod.errors import UserError
+from restomod.recipe import flatten
+from restomod.timeline import Timeline
+from restomod.train.guards import check_startable, check_unchanged, guarded, place
+
+GUARDED_PARTS = {"seed", "model", "init", "optimizer", "data", "phases", "faults", "start"}
+FREE_PARTS = {
+    "run_name", "runs_dir", "store", "cache_dir", "device", "deterministic", "tokenizer", "compute",
+    "parallel", "data", "phases", "evaluation", "checkpoint", "stop_after", "faults", "profile",
+    "logging", "resume",
+}  # fmt: skip
+
+
+def recipe() -> Recipe:
+    """Return a recipe that sets what has no default."""
+    stream = StreamConfig(path="mds/web")
+    return Recipe(
+        phases=[
+            PhaseConfig(
+                name="pretrain",
+                slots="64K",
+                row_tokens=1000,
+                batch_rows=8,
+                batch_warmup=BatchWarmupConfig("8K", first_rows=4, increment_rows=4),
+                mask=MaskConfig(later=[MaskStep("16K", 0.1)]),
+                mixture={"web": 1.0},
+            )
+        ],
+        **{"data": dataclasses.replace(Recipe().data, streams={"web": stream})},
+    )
+
+
+IDENTITY = {"tokenizer": "a1", "data.streams.web": "b2", "data.streams.web.tokens": "1000"}
+
+
+def manifest(of: Recipe) -> dict:
+    """Return what a checkpoint after the first step says."""
+    timeline = Timeline(of.phases)
+    return {
+        "step": 1,
+        **place(timeline, 1),
+        "fingerprint": IDENTITY,
+        "recipe": guarded(of),
+    }
+
+
+def changed(key: str) -> Recipe:
+    """Return a recipe with another value of a key."""
+    made = copy.deepcopy(recipe())
+    *parents, last = key.split(".")
+    target = made
+    for name in parents:
+        if isinstance(target, list):  # of phases, or of the steps of a mask rate
+            target = target[0]
+        else:
+            target = target[name] if isinstance(target, dict) else getattr(target, name)
+    old = target[last] if isinstance(target, dict) else getattr(target, last)
+    new = {
+        bool: lambda: not old,
+        int: lambda: old + 1000,
+        float: lambda: old + 0.125,
+        str: lambda: "24K" if old.strip("K").isdigit() else old + "x",
+        list: lambda: [*old, 1],
+        dict: lambda: {"x": 1},
+        type(None): lambda: 0.5,
+    }[type(old)]()
+    if isinstance(target, dict):
+        target[last] = new
+    else:
+        setattr(target, last, new)
+    return made
+
+
+KEYS = list(flatten(recipe()))
+GUARDED = list(guarded(recipe()))
+# Another name is another phase, and rows of another length end it elsewhere.
+MOVES_PHASES = tuple(f"phases.pretrain.{x}" for x in ("name", "row_tokens", "batch_rows"))
+MOVES_PHASES += ("start.phase",)
+
+
+@pytest.mark.parametrize("key", [key for key in GUARDED if key not in MOVES_PHASES])
+def test_guarded_key_is_refused_by_name_unless_allowed(key):
+    made, saved = changed(key), manifest(recipe())
+    with pytest.raises(UserError) as refusal:
+        check_unchanged(saved, made, IDENTITY)
+    old, new = saved["recipe"].get(key), guarded(made).get(key)
+    assert old != new
+    assert f"{key}: was {old!r}, is {new!r}" in str(refusal.value)
+    made.resume.allow = [key]
+    assert check_unchanged(saved, made, IDENTITY) == [key]
+
+
+@pytest.mark.parametrize("key", MOVES_PHASES)
+def test_key_that_moves_a_phase_is_refused(key):
+    made = changed(key)
+    with pytest.raises(UserError, match=r"phases\.?"):
+        check_unchanged(manifest(recipe()), made, IDENTITY)
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key not in GUARDED])
+def test_free_key_just_changes(key):
+    made = changed(key)
+    assert check_unchanged(manifest(recipe()), made, IDENTITY) == []
+
+
+def test_no_part_of_a_recipe_is_free_or_guarded_by_mistake():
+    assert {key.split(".")[0] for key in GUARDED} == GUARDED_PARTS
+    assert {key.split(".")[0] for key in set(KEYS) - set(GUARDED)} == FREE_PARTS
+
+
+def test_the_same_number_of_slots_may_be_written_otherwise():
+    made = recipe()
+    made.phases[0].batch_warmup.slots = "8_000"
+    made.phases[0].mask.later[0].at = "0.016M"
+    assert check_unchanged(manifest(recipe()), made, IDENTITY) == []
+
+
+@pytest.mark.parametrize("key", IDENTITY)
+def test_changed_data_is_refused_by_name(key):
+    now = {**IDENTITY, key: "other"}
+    for check in (check_unchanged, lambda *words: check_startable(*words, "step-00000001")):
+        with pytest.raises(UserError) as refusal:
+            check(manifest(recipe()), recipe(), now)
+        assert f"{key}: was {IDENTITY[key]!r}, is 'other'" in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", [k for k in GUARDED if k.startswith(("model", "seed", "data"))])
+def test_no_run_starts_from_another_model_data_or_seed(key):
+    made = changed(key)
+    with pytest.raises(UserError, match=key):
+        check_startable(manifest(recipe()), made, IDENTITY, "step-00000001")
