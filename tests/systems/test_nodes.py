@@ -1,11 +1,14 @@
 """Two nodes, each a network namespace with folders of its own, whose link is cut and restored."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,13 +49,29 @@ def ip(*words: str) -> str:
 
 
 def ended(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def remove(of: Callable[[int], bool]) -> None:
+    """Delete the namespaces that these processes' tests have made, and end what runs there."""
+    for line in ip("netns", "list").splitlines():
+        namespace = line.split()[0]
+        made = re.fullmatch(r"restomod-(\d+)-\d", namespace)
+        if made and of(int(made[1])):
+            for pid in ip("netns", "pids", namespace).split():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "delete", namespace)
 
 
 @pytest.fixture
 def nodes(tmp_path: Path):
     if os.geteuid() != 0 or not shutil.which("ip"):
         pytest.skip("needs root and iproute2: network namespaces stand for the nodes")
+    remove(ended)  # of a run that was killed
     made = [
         Node(f"restomod-{os.getpid()}-{n}", f"10.0.0.{n + 1}", tmp_path / f"node-{n}")
         for n in range(2)
@@ -74,11 +93,7 @@ def nodes(tmp_path: Path):
             node.link("up")
         yield made
     finally:
-        there = ip("netns", "list")
-        for node in (node for node in made if node.namespace in there):
-            for pid in ip("netns", "pids", node.namespace).split():
-                psutil.Process(int(pid)).kill()
-            ip("netns", "delete", node.namespace)
+        remove(lambda pid: pid == os.getpid())
 
 
 def start(node: Node, rendezvous: Node, *words: object) -> subprocess.Popen:
