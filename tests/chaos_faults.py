@@ -6,6 +6,7 @@ have ended, or go on by themselves, and says what the next start must do.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -181,6 +182,11 @@ class Ordeal:
             raise Broken(f"the run ended with {self.ranks.codes} where nothing was done to it")
         self.finished = True
 
+    def pause(self, seconds: float) -> None:
+        """Wait for so long, or until the ranks have ended."""
+        with contextlib.suppress(TimeoutError):
+            self.ranks.wait(seconds)
+
     def wait(self) -> str:
         """Wait until all ranks have ended; return with what they did."""
         self.ranks.wait(LIMIT_S)
@@ -225,8 +231,15 @@ def kill_in_start(ordeal: Ordeal) -> Outcome:
 
 def kill_worker(ordeal: Ordeal) -> Outcome:
     rank = psutil.Process(ordeal.draw.choice(ordeal.ranks.pids))
-    workers = [child for child in rank.children() if child.cmdline() == rank.cmdline()]
-    ordeal.draw.choice(workers).kill()
+    end = time.monotonic() + LIMIT_S
+    # Once is enough, except for a process that a roll-back is about to end anyway.
+    while not ordeal.ranks.ended() and time.monotonic() < end:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "first step done" in ordeal.ranks.printed():  # before, there are other children
+                workers = [child for child in rank.children() if child.cmdline() == rank.cmdline()]
+                for worker in workers[:1]:
+                    worker.kill()
+        ordeal.pause(1.0)
     ended = ordeal.wait()
     said = "data loader process" in ordeal.ranks.printed()
     ordeal.expect(said, f"a killed worker is not named:\n{ordeal.ranks.printed()}")
