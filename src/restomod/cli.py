@@ -213,6 +213,7 @@ def _read(words: Sequence[str], world_size: int, node_ranks: int) -> Recipe:
 def _train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
+    from restomod.train.manifest import newest_step
     from restomod.train.stopping import Stopper, StopRequested, exit_code, leave_requeue
     from restomod.units import parse_duration
 
@@ -233,7 +234,8 @@ def _train(words: Sequence[str]) -> int:
             if not stop.agreed:
                 stopper.tell()
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                leave_requeue(recipe.run_folder, stop.reason, stop.step)
+                step = stop.step or newest_step(recipe.run_folder)  # it had not gone on yet
+                leave_requeue(recipe.run_folder, stop.reason, step)
             return exit_code()
         finally:
             stopper.ignore()
