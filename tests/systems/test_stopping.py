@@ -10,13 +10,14 @@ import psutil
 import pytest
 
 from tests.conftest import Tiny, Trainings, metrics
+from tests.ranks import Ranks
 
 
 def last_ranks_loader() -> psutil.Process:
     """Return the process that prepares rows for the last rank: no other descendant of a child of
     this process is without children."""
     below = [p for child in psutil.Process().children() for p in child.children(recursive=True)]
-    return max((p for p in below if not p.children()), key=lambda p: p.parents()[1].pid)
+    return max((p for p in below if not p.children()), key=lambda p: p.ppid())
 
 
 def test_ranks_stop_while_another_waits_for_data(tiny: Tiny, train: Trainings, tmp_path) -> None:
@@ -65,3 +66,14 @@ def test_ranks_stop_while_one_compiles(tiny: Tiny, train: Trainings, tmp_path) -
     assert code == 75, text
     assert metrics(folder) == []
     assert json.loads((folder / "REQUEUE").read_text()) == {"reason": "SIGTERM", "step": 0}
+
+
+@pytest.mark.parametrize("delay_s", [0.6, 0.9, 1.2, 1.5, 1.8, 2.1])
+def test_ranks_stop_while_they_start(tiny: Tiny, tmp_path, delay_s) -> None:
+    recipe = tiny.write(tmp_path / "recipe.yaml", runs_dir=str(tmp_path), phases__slots="1M")
+    ranks = Ranks([recipe], 2, tmp_path / "log")
+    time.sleep(delay_s)
+    ranks.send(signal.SIGTERM)
+    ranks.wait(120)
+    assert ranks.codes == [75, 75], ranks.printed()
+    assert json.loads((tmp_path / "tiny" / "REQUEUE").read_text())["reason"] == "SIGTERM"

@@ -32,6 +32,8 @@ SAME_PRESS_S = 1.0
 """A launcher passes Ctrl-C on to ranks that have it from the terminal already: twice within so long
 is once."""
 REQUEUE_CODE = 75
+STOPPED, FAILED = "restomod/stop", "restomod/failed"
+"""Keys in the ranks' store: a reason to stop, the exit code of a rank that fails."""
 
 
 class StopRequested(BaseException):
@@ -53,6 +55,8 @@ class Stopper:
         self.requested = ""
         """The reason, one of REASONS; empty as long as nothing asks to stop."""
         self._breaks_in = True
+        self._others_may_leave = True
+        """Whether another rank may have left without agreeing: it may have been broken into."""
         self._interrupted_at = -float("inf")
         self._group: Any = None
         self._store: Any = None
@@ -76,6 +80,24 @@ class Stopper:
             self._ended.set()
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def staying(self) -> Iterator[None]:
+        """Keep our handlers while the block imports: Composer's import sets some of its own, which
+        exit at once and save nothing."""
+        original = signal.signal
+        signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            signal.signal = original
+
+    def ignore(self) -> None:
+        """Leave SIGTERM and SIGUSR1 ignored when `listening` ends: a launcher sends SIGTERM to the
+        ranks that leave a little later than the first one, and their exit code must stay theirs."""
+        self._breaks_in = False
+        for number in self._before.keys() - {signal.SIGINT}:
+            self._before[number] = signal.SIG_IGN
 
     def watch(self, folder: Path, deadline: float) -> None:
         """Stop, too, when STOP appears in `folder`, and at `deadline` (monotonic seconds)."""
@@ -102,6 +124,7 @@ class Stopper:
 
             code = torch.tensor(REASONS.index(self.requested))
             dist.all_reduce(code, dist.ReduceOp.MAX, group=self._group)
+            self._others_may_leave = False
             reason = REASONS[int(code)]
             # A request that arrived meanwhile is told next time: nothing may take it back.
             self.requested = reason or self.requested
@@ -116,6 +139,7 @@ class Stopper:
     def hold(self, lossless: bool = False) -> None:
         """Only note requests from here on; or, if nothing can be lost, let them break in."""
         self._breaks_in = lossless
+        self._others_may_leave |= lossless
         self._break_in()
 
     def _break_in(self) -> None:
@@ -123,9 +147,35 @@ class Stopper:
             self._breaks_in = False
             raise StopRequested(self.requested, agreed=False)
 
-    def left_behind(self, error: RuntimeError) -> bool:
-        """Return whether `error` says that other ranks, asked to stop as this one is, have left."""
-        return bool(self.requested) and self._group is not None and "onnection" in str(error)
+    @contextlib.contextmanager
+    def leaving_together(self) -> Iterator[None]:
+        """Raise StopRequested where the block fails since other ranks, asked to stop as this one
+        is, have left. After a first agreement it means that one has failed."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._breaks_in = False
+            from torch.distributed import DistError
+
+            lost = isinstance(error, DistError) or "onnection" in str(error)
+            if lost and self.requested and self._others_may_leave:
+                raise StopRequested(self.requested, agreed=False) from error
+            raise
+
+    def fail(self, code: int) -> None:
+        """Tell the other ranks, which their launcher will ask to stop, that this one fails."""
+        self._breaks_in = False
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):  # the first rank, which has it, may be gone
+                self._store.set(FAILED, str(code))
+
+    def others_code(self) -> int:
+        """Return the exit code of a rank that has failed; 0 if none has said so."""
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):
+                if self._store.check([FAILED]):
+                    return int(self._store.get(FAILED))
+        return 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -147,7 +197,7 @@ class Stopper:
                 self._request(self._found())
             elif not told and self._store is not None:
                 # Ranks whose first step compiles do not come to `agree` for minutes.
-                self._store.set("restomod/stop", self.requested)
+                self._store.set(STOPPED, self.requested)
                 told = True
 
     def _found(self) -> str:
@@ -155,8 +205,8 @@ class Stopper:
             return "stop_after"
         if self._folder is not None and (self._folder / STOP).exists():
             return "STOP file"
-        if self._store is not None and self._store.check(["restomod/stop"]):
-            return str(self._store.get("restomod/stop").decode())
+        if self._store is not None and self._store.check([STOPPED]):
+            return str(self._store.get(STOPPED).decode())
         return ""
 
     def _request(self, reason: str) -> None:
