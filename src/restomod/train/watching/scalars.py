@@ -21,6 +21,8 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
         }
     fields = {name: value for name, value in line.items() if name not in AXES}
     found = {f"{event}/{name}": value for name, value in fields.items() if _is_number(value)}
+    if event == "samples":
+        return {}
     if event in ("start", "resume"):
         return {f"events/{event}": 1.0}
     if event != "train":

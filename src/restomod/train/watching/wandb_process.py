@@ -192,6 +192,13 @@ class Sender:
         run.save(str(folder / "config.yaml"), base_path=str(folder), policy="now")
 
     def send(self, line: Line) -> None:
+        """Send a line; one that W&B does not take is told of and left out."""
+        try:
+            self._send(line)
+        except Exception as error:
+            log.warning("W&B did not take %s: %s: %s", line, type(error).__name__, error)
+
+    def _send(self, line: Line) -> None:
         """Send a line, unless it was sent before this process or before the run went back."""
         self._alert(line)
         if self._sent.covers(line):
@@ -245,7 +252,10 @@ class Sender:
             "checkpoint",
             metadata={**facts, "heldout_loss": self._held_out},
         )
-        artifact.add_reference(f"{self._settings['checkpoints']}/{name}", name, checksum=False)
+        try:
+            artifact.add_reference(f"{self._settings['checkpoints']}/{name}", name, checksum=False)
+        except (OSError, ValueError):  # by now it may have made room for newer ones
+            return
         self._run.log_artifact(artifact, aliases=["latest", name])
 
     def _alert(self, line: Line) -> None:
@@ -265,8 +275,8 @@ def main() -> None:
     sys.argv = settings["argv"]  # what W&B notes as the run's command
     folder = Path(settings["folder"]) / "wandb"
     os.environ["WANDB_SILENT"] = "true"
-    for variable in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
-        os.environ.setdefault(variable, str(folder))  # offline artifacts are sent from there
+    os.environ.setdefault("WANDB_DATA_DIR", str(folder))  # offline artifacts are sent from there
+    os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
     guard = Guard(settings["pid"])
     run = begin(settings, online=settings["mode"] == "online" and OFFLINE not in mode)
     sender, last = Sender(run, settings), ""
