@@ -54,7 +54,8 @@ class Wandb:
         if self._process is not None:
             self._write({"event": CLOSE})
             self._stdin.close()
-            self._process.wait(ANSWER_S)
+            if code := self._process.wait(ANSWER_S):
+                raise RuntimeError(f"its process ended with code {code}")
 
     @property
     def _stdin(self) -> IO[bytes]:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -141,6 +142,8 @@ def begin(settings: dict[str, Any], online: bool) -> Any:
     made anew."""
     import wandb
 
+    folder = Path(settings["folder"]) / "wandb"
+    before = set(folder.glob("run-*"))
     if online and (problem := answers(wandb.setup().settings.base_url)):
         go_offline(problem, settings)
     try:
@@ -162,6 +165,9 @@ def begin(settings: dict[str, Any], online: bool) -> Any:
     except Exception as error:
         if not online:
             raise
+        end_children()
+        for useless in set(folder.glob("run-*")) - before:
+            shutil.rmtree(useless, ignore_errors=True)
         go_offline(f"{type(error).__name__}: {error}", settings)
 
 
@@ -173,6 +179,7 @@ def go_offline(problem: str, settings: dict[str, Any]) -> None:
         problem.splitlines()[0],
     )
     end_children()
+    os.environ.pop("WANDB_SERVICE", None)  # they were its
     words = [sys.executable, "-W", "ignore", "-m", PROCESS, settings["path"], OFFLINE]
     os.execv(sys.executable, words)
 
@@ -275,6 +282,7 @@ def main() -> None:
     sys.argv = settings["argv"]  # what W&B notes as the run's command
     folder = Path(settings["folder"]) / "wandb"
     os.environ["WANDB_SILENT"] = "true"
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # to W&B's makers
     os.environ.setdefault("WANDB_DATA_DIR", str(folder))  # offline artifacts are sent from there
     os.environ.setdefault("WANDB_CACHE_DIR", str(folder / "cache"))
     guard = Guard(settings["pid"])
