@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
+from wandb.sdk.internal.datastore import LEVELDBLOG_HEADER_LEN, DataStore
 
 
 class WandbFile:
@@ -26,6 +26,8 @@ class WandbFile:
         self.stats: set[str] = set()
         """Names of system metrics."""
         self.exit_code: int | None = None
+        if path.stat().st_size < LEVELDBLOG_HEADER_LEN:
+            return  # not written yet
         store = DataStore()
         store.open_for_scan(str(path))
         while (data := store.scan_data()) is not None:
