@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import psutil
 import pytest
 
 from tests.conftest import Tiny, Trainings, metrics
@@ -219,6 +220,32 @@ def test_server_that_does_not_answer_stops_and_slows_nothing(tiny, train, recipe
     assert not any(
         KEY.encode() in path.read_bytes() for path in folder.rglob("*") if path.is_file()
     )
+
+
+def test_hang_is_told_before_the_job_ends(tiny, train, recipe):
+    folder = tiny.folder / "runs" / "hangs"
+    stopped = []
+
+    def stop_the_loader() -> None:
+        while len(metrics(folder)) < 3:
+            time.sleep(0.05)
+        ranks = psutil.Process().children(recursive=True)
+        stopped.append(max((p for p in ranks if not p.children()), key=lambda p: p.ppid()))
+        stopped[0].suspend()
+
+    threading.Thread(target=stop_the_loader, daemon=True).start()
+    with webhook() as hook:
+        code, text = train(
+            recipe, "run_name=hangs", "logging.alerts.webhook=OUR_HOOK", "faults.hang_timeout=6s",
+            "phases.pretrain.slots=4096000",
+            environment={"OUR_HOOK": hook.address},
+        )  # fmt: skip
+    stopped[0].kill()
+    assert code == 75, text
+    (message,) = hook.messages
+    assert (message["event"], message["run"]) == ("hang", "hangs")
+    assert message["step"] == metrics(folder)[-1]["step"]
+    assert message["reason"] == "nothing was finished for 6 s"
 
 
 def test_webhook_without_its_variable_is_refused(train, recipe):
