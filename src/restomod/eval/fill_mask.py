@@ -21,6 +21,8 @@ from restomod.model.encoder import MaskedLM
 CONTEXT = 32
 """Tokens of a passage."""
 GUESSES = 5
+TRIES = 1000
+"""Documents of a data set that are looked at, at most: many are too short."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def _passages(dataset: ShardedDataset, tokenizer: Tokenizer, seed: int) -> Itera
     generator = keyed_generator(seed, "fill_mask", dataset.name)
     shards = np.repeat(np.arange(len(dataset.shard_documents)), dataset.shard_documents)
     starts = np.cumsum(dataset.shard_documents) - dataset.shard_documents
-    for document in generator.permutation(dataset.documents).tolist():
+    for document in generator.permutation(dataset.documents)[:TRIES].tolist():
         shard = int(shards[document])
         tokens = dataset.tokens(shard, document - int(starts[shard])).astype(np.int64)
         if len(tokens) < CONTEXT:

@@ -30,11 +30,14 @@ class Watch:
     def __init__(self, recipe: Recipe, timeline: Timeline, rank: int) -> None:
         self._timeline = timeline
         self._listeners = [Background(one) for one in listeners(recipe)] if rank == 0 else []
+        self._step = 0
         self.log: MetricsLog | None = None
         """What `tell` writes to, as soon as there is one."""
 
     def hear(self, line: Line) -> None:
         """Take a line; return at once."""
+        if line["event"] in ("start", "resume", "train"):
+            self._step = line["step"]
         if "step" in line and "tokens" not in line:
             step = line["step"]
             span = self._timeline.at(max(step - 1, self._timeline.origin.step))
@@ -43,7 +46,9 @@ class Watch:
             listener.hear(line)
 
     def tell(self, event: str, **fields: Any) -> None:
-        """Write an event to metrics.jsonl, if that is possible, and have it heard."""
+        """Write an event to metrics.jsonl, if that is possible, and have it heard; without `step`,
+        it is that of the last line of training."""
+        fields = {"step": self._step, **fields}
         if self.log is None:
             self.hear({"event": event, **fields})
         else:
@@ -70,7 +75,7 @@ def watching(recipe: Recipe, timeline: Timeline, rank: int) -> Iterator[Watch]:
         yield watch
         limit_s = END_S
     except StopRequested as stop:
-        watch.tell("stop", step=stop.step, reason=stop.reason)
+        watch.tell("stop", reason=stop.reason, **({"step": stop.step} if stop.step else {}))
         raise
     except Exception as error:
         event = "nonfinite" if isinstance(error, UnhealthyError) else "failure"
