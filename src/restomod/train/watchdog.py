@@ -17,6 +17,7 @@ from pathlib import Path
 
 from composer import Callback, Logger, State
 
+from restomod.train.agreement import leads_node
 from restomod.train.stopping import REQUEUE_CODE, leave_requeue
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Watchdog(Callback):
         self._step = 0
         self._beat = time.monotonic()
         self._ended = threading.Event()
+        self._hangs = threading.Event()
 
     def beat(self) -> None:
         """Say that something was finished."""
@@ -51,11 +53,17 @@ class Watchdog(Callback):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch until the end of the block."""
+        """Watch until the end of the block. If that fails in a hang, since other ranks have ended,
+        this one ends as they do."""
         self.beat()
-        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        thread.start()
         try:
             yield
+        except Exception:
+            if self._hangs.is_set():
+                thread.join()
+            raise
         finally:
             self._ended.set()
 
@@ -72,6 +80,7 @@ class Watchdog(Callback):
                 self._end()
 
     def _end(self) -> None:
+        self._hangs.set()
         self._tell(self._step, f"nothing was finished for {self._timeout_s:g} s")
         stacks = self._folder / "hangs" / f"step-{self._step:08d}-rank-{self._rank:05d}.txt"
         log.error(
@@ -93,7 +102,8 @@ class Watchdog(Callback):
             file.write("".join(["main thread:\n", *traceback.format_stack(main)]))
             file.flush()  # faulthandler writes past it, and 100 threads at most
             faulthandler.dump_traceback(file, all_threads=True)
-        if self._rank == 0:
+        if leads_node():
             leave_requeue(self._folder, "hang", self._step)
         time.sleep(GRACE_S)
-        os._exit(REQUEUE_CODE)
+        if not self._ended.is_set():
+            os._exit(REQUEUE_CODE)  # under torchrun, too: a failure makes it restart
