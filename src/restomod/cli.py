@@ -157,6 +157,11 @@ def main() -> int:
     )
     doctor.add_argument("--json", action="store_true", help="all that was measured, as JSON")
 
+    top = command("top", _top, "show a run on the terminal while it trains")
+    top.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    top.add_argument("--once", action="store_true", help="one picture, then end")
+    top.add_argument("--every", type=_positive, default=1, metavar="SECONDS", help="1 by default")
+
     report = command("report", _report, "write a run's report.html")
     report.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
@@ -381,6 +386,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if hangs:
         os._exit(code)  # a thread that waits for a device or the network would keep us
     return code
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from restomod.tools.top import top
+
+    top(arguments.run, arguments.once, arguments.every)
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

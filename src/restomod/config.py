@@ -364,6 +364,9 @@ class EvaluationConfig:
     """Rows of each stream that are read, from its start."""
     mask_rate: float = 0.15
     """Share of tokens predicted in evaluation (paper, table 3), all other shares as in training."""
+    samples: int = 2
+    """Passages of each stream with a hidden word that the model guesses at every evaluation, the
+    same ones each time; 0: none."""
 
 
 @dataclass
@@ -446,6 +449,21 @@ class WandbConfig:
     """Project that the run is shown in."""
 
 
+ALERTS = ("stop", "spike", "nonfinite", "hang", "failure", "end")
+
+
+@dataclass
+class AlertsConfig:
+    """Messages to people when something happens to a run; W&B shows them, too."""
+
+    webhook: str = ""
+    """Name of the environment variable that holds the address (with its secrets) that messages are
+    posted to, as JSON; empty: none are."""
+    events: list[str] = field(default_factory=lambda: list(ALERTS))
+    """Of what: stop (on request), spike, nonfinite (gradients that stop the run), hang, failure,
+    end."""
+
+
 @dataclass
 class LoggingConfig:
     """What is written while training."""
@@ -453,6 +471,9 @@ class LoggingConfig:
     every_steps: int = 1
     """Steps between lines of metrics.jsonl; each line covers the steps since the one before."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: bool = False
+    """Whether TensorBoard's files are written, too, to the run folder's tensorboard/."""
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
 
 
 @dataclass

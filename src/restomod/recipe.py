@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from restomod.config import (
+    ALERTS,
     DataConfig,
     MaskConfig,
     OptimizerConfig,
@@ -26,6 +27,7 @@ from restomod.strict import load_strict
 from restomod.units import parse_duration, parse_slots
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FORK = re.compile(r"(.+)@([0-9]+)")
 """RUN@STEP."""
 
@@ -273,8 +275,21 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     require(evaluation.every_steps > 0, "evaluation.every_steps", "must be positive")
     require(evaluation.rows > 0, "evaluation.rows", "must be positive")
     require(0 < evaluation.mask_rate < 1, "evaluation.mask_rate", "must lie in (0, 1)")
+    require(evaluation.samples >= 0, "evaluation.samples", "must not be negative")
     bad += _impossible_checkpoints(recipe)
     require(recipe.logging.every_steps > 0, "logging.every_steps", "must be positive")
+    alerts = recipe.logging.alerts
+    require(
+        not alerts.webhook or bool(VARIABLE.fullmatch(alerts.webhook)),
+        "logging.alerts.webhook",
+        "is no name of an environment variable; put the address, which is a secret, into one",
+    )
+    unknown = [event for event in alerts.events if event not in ALERTS]
+    require(
+        not unknown,
+        "logging.alerts.events",
+        f"{', '.join(unknown)}: there is {', '.join(ALERTS)}",
+    )
     return bad
 
 

@@ -88,9 +88,8 @@ def test_commands_on_a_recipe_and_its_run(prepared, train, monkeypatch, capsys):
             assert capsys.readouterr().out
             ran.append(words[1])
     assert ran == [
-        "prepare", "plan", "inspect", "inspect", "doctor", "report", "eval", "average", "export",
-        "tile",
-        "import",
+        "prepare", "plan", "inspect", "inspect", "doctor", "top", "report", "eval", "average",
+        "export", "tile", "import",
     ]  # fmt: skip
     assert (prepared / "data" / "demo" / "prepared" / "card.html").is_file()
     assert (prepared / "runs" / "my" / "exported" / "model.safetensors").is_file()

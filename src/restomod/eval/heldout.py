@@ -13,11 +13,9 @@ import torch
 from restomod.config import PhaseConfig, Recipe
 from restomod.data.batch import Batch
 from restomod.data.mlm import IGNORED
-from restomod.data.random import keyed_generator
-from restomod.data.shards import ShardedDataset
 from restomod.data.sources import Sources, open_sources
-from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
+from restomod.eval.fill_mask import guess, hidden_words
 from restomod.model.encoder import MaskedLM
 from restomod.tools.export import how_to_load
 from restomod.tools.report import write_report
@@ -25,10 +23,8 @@ from restomod.tools.runs import load_model, run_recipe
 from restomod.train.evaluation import evaluate, heldout_batches
 from restomod.train.initial import unigram
 
-CONTEXT = 32
-"""Tokens of a fill-mask example."""
 EXAMPLES = 2
-"""Fill-mask examples of each held-out data set."""
+"""Fill-mask examples of each held-out data set, at least."""
 
 
 def evaluate_run(folder: Path) -> str:
@@ -59,12 +55,9 @@ def evaluation(model: MaskedLM, recipe: Recipe, sources: Sources) -> dict[str, A
     shares = unigram(phase, sources, sources.tokenizer.vocab_size)
     for domain, parts in {**batches, "all": [b for part in batches.values() for b in part]}.items():
         results[domain] |= unigram_baseline(parts, shares)
-    examples = [
-        example
-        for dataset in sources.heldout.values()
-        for example in fill_mask(model, dataset, sources.tokenizer, recipe.seed)
-    ]
-    return {"domains": results, "fill_mask": examples}
+    count = max(recipe.evaluation.samples, EXAMPLES)
+    passages = hidden_words(sources.heldout.values(), sources.tokenizer, recipe.seed, count)
+    return {"domains": results, "fill_mask": guess(model, passages, sources.tokenizer)}
 
 
 def unigram_baseline(batches: list[Batch], shares: np.ndarray) -> dict[str, float]:
@@ -78,55 +71,6 @@ def unigram_baseline(batches: list[Batch], shares: np.ndarray) -> dict[str, floa
         "unigram_loss": float(-np.log(shares[kept]).mean()),
         "unigram_accuracy": float((kept == shares.argmax()).mean()),
     }
-
-
-@torch.no_grad()
-def fill_mask(
-    model: MaskedLM, dataset: ShardedDataset, tokenizer: Tokenizer, seed: int
-) -> list[dict[str, Any]]:
-    """Hide one word of each of a few held-out passages and return the model's five best guesses;
-    a causal model guesses from what comes before."""
-    generator = keyed_generator(seed, "fill_mask", dataset.name)
-    examples: list[dict[str, Any]] = []
-    shards = np.repeat(np.arange(len(dataset.shard_documents)), dataset.shard_documents)
-    starts = np.cumsum(dataset.shard_documents) - dataset.shard_documents
-    for document in generator.permutation(dataset.documents).tolist():
-        if len(examples) == EXAMPLES:
-            break
-        shard = int(shards[document])
-        tokens = dataset.tokens(shard, document - int(starts[shard])).astype(np.int64)
-        if len(tokens) < CONTEXT:
-            continue
-        begin = int(generator.integers(len(tokens) - CONTEXT + 1))
-        passage = tokens[begin : begin + CONTEXT].copy()
-        words = [n for n in range(4, CONTEXT - 4) if _is_word(tokenizer.decode([int(passage[n])]))]
-        if not words:
-            continue
-        hidden = int(generator.choice(words))
-        expected = tokenizer.decode([int(passage[hidden])])
-        passage[hidden] = tokenizer.mask_id
-        ids = torch.from_numpy(np.concatenate([[tokenizer.cls_id], passage, [tokenizer.sep_id]]))
-        place = hidden if model.config.causal else hidden + 1  # [CLS] comes first
-        logits = model.logits(ids, torch.tensor([0, len(ids)]))[place]
-        best = logits.softmax(0).topk(5)
-        examples.append(
-            {
-                "domain": dataset.domain,
-                "text": tokenizer.decode(passage.tolist()),
-                "expected": expected,
-                "predictions": [
-                    {"token": tokenizer.decode([token]), "probability": probability}
-                    for token, probability in zip(
-                        best.indices.tolist(), best.values.tolist(), strict=True
-                    )
-                ],
-            }
-        )
-    return examples
-
-
-def _is_word(text: str) -> bool:
-    return len(text.strip()) > 2 and text.strip().isalpha()
 
 
 def summary(results: dict[str, Any]) -> str:

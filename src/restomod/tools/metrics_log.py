@@ -224,7 +224,7 @@ class RunLog:
             self.checkpoints.append(Mark(self.tokens, self.time_s, step))
             self.checkpoint_s.add(number(line.get("seconds")), 1.0)
             self.checkpoint_bytes = number(line.get("bytes")) or self.checkpoint_bytes
-        else:
+        elif kind != "samples":
             if isinstance(line.get("asked"), dict):
                 self.asked = {str(phase): numbers(of) for phase, of in line["asked"].items()}
             domains = line.get("stream_domains")

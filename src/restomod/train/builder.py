@@ -7,10 +7,7 @@ Trainer and runs it, again from the last checkpoint after a roll-back. `train.py
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +50,9 @@ from restomod.train.stopping import Stopper, StopRequested, clear_requeue
 from restomod.train.store import open_store
 from restomod.train.upload import Uploads, restore_log
 from restomod.train.watchdog import Watchdog
+from restomod.train.watching.about import about
+from restomod.train.watching.alerts import webhook_address
+from restomod.train.watching.watch import Watch, watching
 from restomod.units import parse_duration
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     group = gloo_group()
     if store := open_store(recipe.store, recipe.run_name):
         on_first(store.check, group)
+    on_first(lambda: webhook_address(recipe.logging.alerts) and None, group)
     return PreparedRun(recipe, sources, joined, group, find_start(recipe, sources, group))
 
 
@@ -107,17 +108,31 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
             uploads.add_whole(run.start.step, run.start.manifest)
             uploads.finish()
         return
-    device = choose_device(recipe)
-    _set_up_process(device)
+    _set_up_process(choose_device(recipe))
     stopper.join(gloo_group())
+    with watching(recipe, run.start.timeline, dist.get_global_rank()) as watch:
+        _fit_to_the_end(run, started, stopper, uploads, watch)
+        if leads_node():
+            clear_requeue(recipe.run_folder)  # a step may have outlasted the watchdog, and ended
+        if uploads:
+            uploads.wait()
+        on_first(lambda: _conclude(recipe), run.group)
+        if uploads:
+            uploads.finish()
+        watch.tell("end", step=run.start.timeline.end_step)
+
+
+def _fit_to_the_end(
+    run: PreparedRun, started: float, stopper: Stopper, uploads: Uploads | None, watch: Watch
+) -> None:
+    """Train, again from the last checkpoint after each roll-back."""
     rolled_back: dict[str, Any] = {}
     while True:
         try:
-            _fit(run, started, stopper, uploads, rolled_back)
-            break
+            return _fit(run, started, stopper, uploads, watch, rolled_back)
         except RollBack as spike:
             rolled_back = spike.entry
-        run.start = find_start(recipe, run.sources, run.group)
+        run.start = find_start(run.recipe, run.sources, run.group)
         log.warning(
             "the loss of step %d was %.3f, %.0f deviations above those before it: back to step %d",
             rolled_back["step"],
@@ -125,13 +140,6 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
             rolled_back["deviations"],
             run.start.step,
         )
-    if leads_node():
-        clear_requeue(recipe.run_folder)  # a step may have outlasted the watchdog, and ended
-    if uploads:
-        uploads.wait()
-    on_first(lambda: _conclude(recipe), run.group)
-    if uploads:
-        uploads.finish()
 
 
 def _fit(
@@ -139,6 +147,7 @@ def _fit(
     started: float,
     stopper: Stopper,
     uploads: Uploads | None,
+    watch: Watch,
     rolled_back: dict[str, Any],
 ) -> None:
     """Build everything anew and train from the run's start on; `rolled_back` is the ledger's entry
@@ -148,7 +157,7 @@ def _fit(
     phase = timeline.at(start.step).phase
     folder, rank = recipe.run_folder, dist.get_global_rank()
     clock = RunClock()
-    metrics = MetricsLog(folder / "metrics.jsonl", clock)
+    metrics = watch.log = MetricsLog(folder / "metrics.jsonl", clock, watch.hear)
     loader = Loader(
         recipe,
         sources,
@@ -158,7 +167,8 @@ def _fit(
         pin_memory=device == "cuda",
         timeline=timeline,
     )
-    watchdog = Watchdog(folder, rank, parse_duration(recipe.faults.hang_timeout))
+    hang_s = parse_duration(recipe.faults.hang_timeout)
+    watchdog = Watchdog(folder, rank, hang_s, watch.hang)
 
     def go_on() -> bool:
         watchdog.beat()
@@ -220,7 +230,8 @@ def _fit(
         watchdog,
         Progress(timeline, steps, started),
     ]
-    begin_run_folder(recipe, sources, start, clock, metrics, run.group)
+    facts = about(model, start, device, sources) if rank == 0 else {}
+    begin_run_folder(recipe, sources, start, clock, metrics, run.group, facts)
     if rolled_back:
         spike = {**rolled_back, "spike_step": rolled_back["step"], "step": start.step}
         metrics.write("rollback", **spike)
@@ -236,7 +247,6 @@ def _fit(
         spin_dataloaders=False,
         optimizers=optimizer,
         callbacks=callbacks,
-        loggers=_loggers(recipe),
         run_name=recipe.run_name,
         device=run.device,
         precision="amp_bf16" if device == "cuda" else "fp32",
@@ -296,7 +306,7 @@ class CatchingUp(Callback):
         self._evaluation = evaluation
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        self._evaluation.catch_up(state, logger)
+        self._evaluation.catch_up(state)
 
 
 def check_compute(recipe: Recipe, device: str) -> None:
@@ -315,30 +325,6 @@ def _set_up_process(device: str) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
     else:
         keep_freed_memory()
-
-
-def _loggers(recipe: Recipe) -> list[Any]:
-    mode = recipe.logging.wandb.mode
-    if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
-    if mode == "disabled":
-        return []
-    from composer.loggers import WandBLogger
-
-    os.environ["WANDB_SILENT"] = "true"
-    return [
-        WandBLogger(
-            project=recipe.logging.wandb.project,
-            name=recipe.run_name,
-            init_kwargs={
-                "id": recipe.run_name,
-                "resume": "allow",
-                "mode": mode,
-                "dir": str(recipe.run_folder),
-                "config": json.loads(json.dumps(dataclasses.asdict(recipe))),
-            },
-        )
-    ]
 
 
 def _rows(batch: list[Batch] | Batch) -> int:

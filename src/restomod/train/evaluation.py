@@ -1,4 +1,5 @@
-"""Held-out loss and accuracy by domain, on fixed rows with fixed masks.
+"""Held-out loss and accuracy by domain, on fixed rows with fixed masks, and guesses at words that
+are hidden in fixed passages.
 
 Evaluation reads its rows once for each phase, and touches neither the training data's order
 nor any generator: losses with and without it are the same.
@@ -7,7 +8,8 @@ nor any generator: losses with and without it are the same.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from restomod.config import PhaseConfig, Recipe
 from restomod.data.batch import Batch, collate
 from restomod.data.heldout import heldout_rows
 from restomod.data.sources import Sources
+from restomod.eval.fill_mask import guess, hidden_words
 from restomod.model.encoder import MaskedLM
 from restomod.model.loss import IGNORED
 from restomod.train.clock import RunClock
@@ -66,33 +69,42 @@ def heldout_batches(
     return batches
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(model: MaskedLM) -> Iterator[None]:
+    """Have the model compute without dropout and gradients, as it does in training otherwise."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        # Code compiled for training would be compiled once more for evaluation.
+        with (
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+            torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
+        ):
+            yield
+    finally:
+        model.train(training)
+        reshard(model)
+
+
 def evaluate(
     model: MaskedLM, batches: dict[str, list[Batch]], go_on: Callable[[], bool] = lambda: True
 ) -> Results:
     """Return loss (nats a predicted token), accuracy and number of predictions of each domain, and
     of `all`. Raises Abandoned if `go_on` says no before a forward pass, on all ranks."""
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     sums = torch.zeros(len(batches), 3, dtype=torch.float64, device=device)
-    for n, domain in enumerate(batches.values()):
-        for batch in domain:
-            if not go_on():
-                reshard(model)
-                raise Abandoned
-            on_device = {
-                key: value.to(device) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
-            # Code compiled for training would be compiled once more for evaluation.
-            with (
-                torch.compiler.set_stance("force_eager"),
-                torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
-            ):
+    with evaluating(model):
+        for n, domain in enumerate(batches.values()):
+            for batch in domain:
+                if not go_on():
+                    raise Abandoned
+                on_device = {
+                    key: value.to(device) if isinstance(value, torch.Tensor) else value
+                    for key, value in batch.items()
+                }
                 sums[n] += torch.stack([part.double() for part in model(on_device)[1:]])
-    model.train(training)
-    reshard(model)
     if dist.get_world_size() > 1:
         torch.distributed.all_reduce(sums)
     results = {name: _means(row) for name, row in zip(batches, sums.tolist(), strict=True)}
@@ -135,6 +147,9 @@ class Evaluation(Callback):
         """`step` and `domains` of the newest evaluation, also of one before a resume; None before
         the first."""
         self._due = start.resumes and bool(start.manifest.get("evaluation_due"))
+        self._passages = hidden_words(
+            sources.heldout.values(), sources.tokenizer, recipe.seed, recipe.evaluation.samples
+        )
 
     def facts(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -148,35 +163,38 @@ class Evaluation(Callback):
             )
             self._phase = phase.name
 
-    def catch_up(self, state: State, logger: Logger) -> None:
+    def catch_up(self, state: State) -> None:
         """Evaluate what the process before was stopped in."""
         if self._due:
             step = state.timestamp.batch.value
             model = unwrap(state).model
             enter(model, self._timeline.at(step - 1).phase)
-            self._evaluate(state, logger)
+            self._evaluate(state)
             enter(model, self._timeline.at(step).phase)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
         due = step % self._recipe.evaluation.every_steps == 0 or self._timeline.ends_phase(step)
         if due and self._sources.heldout:
-            self._evaluate(state, logger)
+            self._evaluate(state)
 
-    def _evaluate(self, state: State, logger: Logger) -> None:
+    def _evaluate(self, state: State) -> None:
         step = state.timestamp.batch.value
         last = step == self._timeline.end_step
         with self._clock.pause():
             self.prepare(self._timeline.at(step - 1).phase)
             go_on = (lambda: True) if last else self._go_on
+            model = unwrap(state).model
             try:
-                results = evaluate(unwrap(state).model, self._batches, go_on)
+                results = evaluate(model, self._batches, go_on)
+                with evaluating(model):
+                    samples = guess(model, self._passages, self._sources.tokenizer)
             except Abandoned:
                 self._due = True
                 return
         self._due = False
         self.latest = {"step": step, "domains": results}
-        self._metrics.write("eval", phase=self._phase, **self.latest)
-        logger.log_metrics(
-            {f"eval/{d}/{key}": v for d, values in results.items() for key, v in values.items()}
-        )
+        tokens = self._timeline.at(step - 1).slots_before(step)
+        self._metrics.write("eval", phase=self._phase, tokens=tokens, **self.latest)
+        if samples:
+            self._metrics.write("samples", step=step, tokens=tokens, samples=samples)

@@ -3,10 +3,13 @@ goes on from. Called by `builder.py` when a run begins."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 from composer.utils import dist
 
@@ -14,9 +17,11 @@ from restomod.config import Recipe
 from restomod.data.mixture import token_shares
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
-from restomod.recipe import save_recipe
+from restomod.errors import UserError
+from restomod.recipe import load_recipe, save_recipe
 from restomod.train.agreement import Group, on_first
 from restomod.train.clock import RunClock
+from restomod.train.guards import guarded
 from restomod.train.metrics import MetricsLog
 from restomod.train.saving import disk_errors
 from restomod.train.start import Start
@@ -31,20 +36,27 @@ def begin_run_folder(
     clock: RunClock,
     metrics: MetricsLog,
     group: Group,
+    facts: dict[str, Any],
 ) -> None:
     """Create the run's folder, or take its log back to the step that the run goes on from; all
-    ranks raise UserError if the disk is full or refuses."""
+    ranks raise UserError if the disk is full or refuses. `facts` is what the line of the beginning
+    says besides, on rank 0."""
     folder = recipe.run_folder
+    run_id = ""
 
     def write() -> None:
+        nonlocal run_id
         with disk_errors(folder, "Training has not begun, checkpoints are as they were"):
             folder.mkdir(parents=True, exist_ok=True)
+            run_id = _run_id(recipe, start)
             save_recipe(recipe, folder / "config.yaml")
             _keep_tokenizer(Path(recipe.tokenizer), sources.tokenizer, folder / "tokenizer")
             metrics.rewind(start.step if start.resumes else -1)
 
     on_first(write, group)
     about = {
+        "run_id": run_id,
+        **facts,
         "world_size": dist.get_world_size(),
         "changed": start.changed,
         "asked": {
@@ -60,6 +72,22 @@ def begin_run_folder(
         metrics.write("start", step=start.step, from_checkpoint=str(start.folder or ""), **about)
         if start.folder:
             log.info("starting from %s", start.folder)
+
+
+def _run_id(recipe: Recipe, start: Start) -> str:
+    """Return the name under which W&B knows the run: that of the log, if the run goes on or begins
+    anew with the same recipe, since it was killed before its first checkpoint; or a new one."""
+    same = start.resumes
+    if not same:
+        with contextlib.suppress(UserError):
+            same = guarded(load_recipe([recipe.run_folder / "config.yaml"])) == guarded(recipe)
+    if same:
+        with (
+            contextlib.suppress(OSError, ValueError, KeyError),
+            (recipe.run_folder / "metrics.jsonl").open() as file,
+        ):
+            return str(json.loads(next(file, ""))["run_id"])
+    return f"{recipe.run_name}-{secrets.token_hex(4)}"
 
 
 def _keep_tokenizer(source: Path, tokenizer: Tokenizer, folder: Path) -> None:

@@ -1,5 +1,5 @@
 """metrics.jsonl: one JSON object a line for everything that happens to a run. Fields:
-docs/metrics.md."""
+docs/metrics.md. What else shows a run (`watching/`) listens to the same lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import errno
 import json
 import math
 import os
+import resource
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from composer.utils import dist
 
 from restomod.config import Recipe
 from restomod.data.loader import BatchFacts, Loader
+from restomod.data.mlm import mask_rate
 from restomod.data.sources import Sources
 from restomod.data.state import COUNTERS
 from restomod.model.config import EncoderConfig
@@ -31,16 +35,23 @@ if TYPE_CHECKING:
     from restomod.train.health import Health
 
 
+Line = dict[str, Any]
+
+
 class MetricsLog:
-    """Appends to a run's metrics.jsonl on rank 0; elsewhere does nothing.
+    """Appends to a run's metrics.jsonl on rank 0, and hands each line to `listen`; elsewhere does
+    nothing.
 
     Lines for which the disk has no room wait for the next write: checkpoints, whose failure stops
     all ranks, will find it full too, and give back what they took.
     """
 
-    def __init__(self, path: Path, clock: RunClock) -> None:
+    def __init__(
+        self, path: Path, clock: RunClock, listen: Callable[[Line], None] = lambda line: None
+    ) -> None:
         self._path = path
         self._clock = clock
+        self._listen = listen
         self._waiting = ""
 
     def rewind(self, step: int) -> None:
@@ -64,7 +75,9 @@ class MetricsLog:
         if dist.get_global_rank() != 0:
             return
         line = {"event": event, "time_s": round(self._clock.now_s(), 3), **fields}
-        self._waiting += json.dumps({k: _finite(v) for k, v in line.items()}) + "\n"
+        line = {k: _finite(v) for k, v in line.items()}
+        self._listen(line)
+        self._waiting += json.dumps(line) + "\n"
         size = self._path.stat().st_size if self._path.exists() else 0
         try:
             with self._path.open("a") as file:
@@ -122,9 +135,6 @@ class StepMetrics(Callback):
             line = self._line(state, step)
             self.last = line
             self._metrics.write("train", **line)
-            logger.log_metrics({f"train/{k}": v for k, v in line.items() if _is_number(v)})
-            for kind in ("mixture", "domain_mixture", "epochs"):
-                logger.log_metrics({f"{kind}/{k}": v for k, v in line[kind].items()})
             self._start_window()
 
     def _start_window(self) -> None:
@@ -177,16 +187,22 @@ class StepMetrics(Callback):
         loss, correct, predicted = sums.tolist()
         statistics = state.optimizers[0].statistics()
         span = self._timeline.at(step - 1)
+        phase, first = span.phase, span.first_step
+        group = state.optimizers[0].param_groups[0]
         return {
             "step": step,
-            "phase": span.phase.name,
+            "phase": phase.name,
             "tokens": span.slots_before(step),
             "real_tokens": real_total,
             "masked_tokens": masked_total,
             "documents": documents,
             "loss": loss / max(predicted, 1),
             "accuracy": correct / max(predicted, 1),
-            "lr": state.optimizers[0].param_groups[0]["lr"],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+            "batch_rows": span.batch_rows(step - 1),
+            "sequence_length": phase.sequence_length,
+            "mask_rate": mask_rate(phase.mask, phase.slots_before(step - 1 - first)),
             "grad_norm": float(statistics.gradient_norm),
             "clip_rate": float(statistics.clip_rate),
             "largest_rms": float(statistics.largest_rms),
@@ -196,6 +212,7 @@ class StepMetrics(Callback):
             **self._times.take(sum(fact.wait_s for fact in facts), len(facts)),
             "packing_efficiency": real / slots,
             "data_wait_fraction": float(measures[1]) / dist.get_world_size() / seconds,
+            "memory_gb": peak_memory_gb(module.sums.device),
             "mfu": float(measures[0]) / seconds / self._peak_flops if self._peak_flops else 0.0,
             "data_digest": f"{digest % 2**64:016x}",
             "mixture": _shares(streams, stream_tokens),
@@ -230,8 +247,13 @@ def _signed(digest: int) -> int:
     return digest - 2**64 if digest >= 2**63 else digest
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def peak_memory_gb(device: torch.device) -> float:
+    """Return the most memory that this process has held so far, in GB: of the device, or on a CPU
+    its resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _finite(value: Any) -> Any:

@@ -26,7 +26,12 @@ from composer.devices import Device, DeviceCPU, DeviceGPU
 from composer.utils import dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from restomod.config import ParallelConfig
@@ -89,6 +94,7 @@ def shard(model: MaskedLM, parallel: ParallelConfig, device: str, block_dtype: t
         )
     # The backward pass begins with what the root holds: giving it up in between would save nothing.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy(torch.float32))
+    register_fsdp_forward_method(model, "logits")
 
 
 def reshard(model: MaskedLM) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from composer import Callback, Logger, State
@@ -29,10 +29,19 @@ GRACE_S = 5.0
 class Watchdog(Callback):
     """Expects `beat` at least every `timeout_s` seconds; steps beat by themselves."""
 
-    def __init__(self, folder: Path, rank: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        timeout_s: float,
+        tell: Callable[[int, str], None] = lambda step, reason: None,
+    ) -> None:
+        """`tell` is told of a hang, the last finished step first; it returns at once, and has
+        `GRACE_S` to act."""
         self._folder = folder
         self._rank = rank
         self._timeout_s = timeout_s
+        self._tell = tell
         self._step = 0
         self._beat = time.monotonic()
         self._ended = threading.Event()
@@ -72,6 +81,7 @@ class Watchdog(Callback):
 
     def _end(self) -> None:
         self._hangs.set()
+        self._tell(self._step, f"nothing was finished for {self._timeout_s:g} s")
         stacks = self._folder / "hangs" / f"step-{self._step:08d}-rank-{self._rank:05d}.txt"
         log.error(
             "rank %d on %s: nothing was finished for %g s after step %d; its stack is in %s. "

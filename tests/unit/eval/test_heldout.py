@@ -4,7 +4,7 @@ import torch
 
 from restomod.data.mlm import IGNORED
 from restomod.data.sources import open_sources
-from restomod.eval.heldout import CONTEXT, evaluation, fill_mask, unigram_baseline
+from restomod.eval.heldout import evaluation, unigram_baseline
 from restomod.recipe import load_recipe
 from restomod.train.initial import build_model, unigram
 
@@ -46,17 +46,3 @@ def test_model_with_unigram_bias_scores_as_the_unigram(built):
     assert set(results) == {"prose", "all"}
     assert results["all"]["loss"] == pytest.approx(results["all"]["unigram_loss"], abs=0.05)
     assert not model.training or model.train()
-
-
-def test_fill_mask_hides_a_word_and_ranks_guesses(built):
-    _, sources, model = built
-    examples = fill_mask(model.eval(), sources.heldout["heldout"], sources.tokenizer, 17)
-    assert examples == fill_mask(model, sources.heldout["heldout"], sources.tokenizer, 17)
-    for example in examples:
-        assert example["text"].count("[MASK]") == 1
-        assert example["expected"].strip().isalpha()
-        chances = [guess["probability"] for guess in example["predictions"]]
-        assert chances == sorted(chances, reverse=True)
-        assert len(chances) == 5
-        assert 0 < sum(chances) <= 1
-    assert len(sources.tokenizer.encode_batch([examples[0]["text"]])[0]) >= CONTEXT / 2

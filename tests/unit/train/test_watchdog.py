@@ -45,6 +45,17 @@ def test_hang_is_told_with_a_stack_and_asks_for_requeue(tmp_path, ended, rank, m
         assert json.loads((tmp_path / "REQUEUE").read_text())["reason"] == "hang"
 
 
+def test_somebody_is_told_before_the_job_ends(tmp_path, ended):
+    told = []
+
+    def tell(step, reason):
+        told.append((step, reason, list(ended)))
+
+    with Watchdog(tmp_path, 0, 0.2, tell).watching():
+        wait_until(lambda: ended)
+    assert told[0] == (0, "nothing was finished for 0.2 s", [])
+
+
 def test_rank_that_fails_in_a_hang_ends_as_the_others_do(tmp_path, ended, monkeypatch):
     """Its main thread fails as soon as the first of them has ended."""
     monkeypatch.setattr(watchdog, "GRACE_S", 0.5)

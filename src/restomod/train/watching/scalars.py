@@ -1,0 +1,37 @@
+"""The numbers of a line of metrics.jsonl by the names under which W&B and TensorBoard show them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+AXES = ("step", "tokens", "time_s")
+"""Fields that every line may have: where it stands, rather than what it says."""
+
+
+def scalars(line: dict[str, Any]) -> dict[str, float]:
+    """Return `train/FIELD`, `mixture/STREAM` and the like, `eval/DOMAIN/FIELD`; of any other event
+    `events/EVENT`, which is 1, and `EVENT/FIELD`."""
+    event = line["event"]
+    if event == "eval":
+        return {
+            f"eval/{domain}/{name}": value
+            for domain, values in line["domains"].items()
+            for name, value in values.items()
+            if _is_number(value)
+        }
+    fields = {name: value for name, value in line.items() if name not in AXES}
+    found = {f"{event}/{name}": value for name, value in fields.items() if _is_number(value)}
+    if event == "samples":
+        return {}
+    if event in ("start", "resume"):
+        return {f"events/{event}": 1.0}
+    if event != "train":
+        return {f"events/{event}": 1.0, **found}
+    for name, values in fields.items():
+        if isinstance(values, dict):
+            found |= {f"{name}/{k}": value for k, value in values.items() if _is_number(value)}
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
