@@ -83,6 +83,8 @@ def test_batch_that_micro_batches_do_not_divide(refused):
 
 def test_only_rank_0_speaks(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
+    for name in ("NODE_RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")  # and put back what the command sets
     assert train_main([str(tmp_path / "none.yaml")]) == 2
     assert capsys.readouterr().err == ""
 
