@@ -22,6 +22,8 @@ KEPT_BYTE, LOGIT, PARAMETER = 155.0, 850.0, 240.0
 keeps for the backward pass, for each logit, for each parameter in the optimizer."""
 LAYER_S, STEP_S = 1.5e-3, 15e-3
 """What a layer takes in a micro-batch, and a step, however small."""
+MEASURED_S, TRIES, LONGEST_S = 0.15, 300, 1.0
+"""How long products are measured, at least; how many, if that takes no longer than the last."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +48,20 @@ def step_seconds(work: Work, peak_flops: float) -> float:
 
 @cache
 def measured_peak() -> float:
-    """Return the FLOP/s of float32 products here and now, on as many threads as NumPy takes; in
-    about a tenth of a second."""
-    n = 1024
+    """Return the best FLOP/s of float32 products here, on as many threads as NumPy takes.
+
+    Each takes a fifth of a millisecond, so that some of them are undisturbed by what else runs:
+    larger ones are interrupted, and on a busy machine ran at a tenth of the speed.
+    """
+    n = 256
     a, b = np.ones((n, n), np.float32), np.ones((n, n), np.float32)
     out = np.empty_like(a)
     np.matmul(a, b, out=out)
-    best = float("inf")
-    for _ in range(5):
-        started = time.perf_counter()
+    best, tries = float("inf"), 0
+    begun = now = time.perf_counter()
+    while now < begun + MEASURED_S or (tries < TRIES and now < begun + LONGEST_S):
         np.matmul(a, b, out=out)
-        best = min(best, time.perf_counter() - started)
+        before, now = now, time.perf_counter()
+        best = min(best, now - before)
+        tries += 1
     return 2 * n**3 / best
