@@ -126,11 +126,12 @@ def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
     if not gpu:
         return Section(
             "time on this machine's CPU",
-            [f"{_hours(seconds)} hours, estimated from what this CPU does now"],
+            [f"{_hours(seconds)} hours if nothing else runs, estimated from this CPU's products"],
             Table(head, rows),
             notes=[
-                f"Estimate, from float32 products at {plan_cpu.measured_peak() / 1e9:.0f} GFLOP/s, "
-                "measured here just now; loading, evaluation and exchange between ranks not counted"
+                f"Estimate: float32 products at {plan_cpu.measured_peak() / 1e9:.0f} GFLOP/s, "
+                "from what was just measured here; loading, evaluation and exchange between ranks "
+                "are not counted"
             ],
         )
     gpu_hours = seconds / 3600 * target.ranks
