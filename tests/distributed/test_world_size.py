@@ -67,6 +67,12 @@ def test_sharing_a_model_changes_no_loss(tiny, train, single, strategy, world_si
     for found, other in zip(heldout, metrics(folder.parent / "single", "eval"), strict=True):
         assert found["loss"] == pytest.approx(other["domains"]["prose"]["loss"], abs=1e-4)
         assert found["masked_tokens"] == other["domains"]["prose"]["masked_tokens"]
+    guesses = [metrics(run, "samples")[-1]["samples"] for run in (folder, folder.parent / "single")]
+    assert len(guesses[0]) == 2
+    for mine, theirs in zip(*guesses, strict=True):
+        assert mine["text"] == theirs["text"]
+        mine, theirs = ([p["probability"] for p in g["predictions"]] for g in (mine, theirs))
+        assert mine == pytest.approx(theirs, abs=1e-4)
     models = [load_model(folder.parent / run) for run in (name, "single")]
     for mine, theirs in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-4)

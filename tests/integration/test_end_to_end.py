@@ -11,6 +11,7 @@ import yaml
 from restomod import cli, load_model
 from restomod.model.flops import flops_per_token
 from tests.conftest import Tiny, Trainings, metrics
+from tests.wandb_files import wandb_files
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +101,10 @@ def test_bias_starts_at_the_unigram(run):
 
 
 def test_wandb_run_is_offline_and_holds_the_metrics(run):
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
-    (file,) = run.glob("wandb/offline-run-*/run-*.wandb")
-    store = DataStore()
-    store.open_for_scan(str(file))
-    keys = set()
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        keys |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+    (file,) = wandb_files(run)
+    keys = {key for row in file.rows for key in row}
     assert {"train/loss", "train/tokens_per_s", "mixture/code", "eval/prose/loss"} <= keys
+    assert file.exit_code == 0
 
 
 def test_metrics_carry_every_documented_field(run):

@@ -229,8 +229,9 @@ def test_hang_is_told_before_the_job_ends(tiny, train, recipe):
     def stop_the_loader() -> None:
         while len(metrics(folder)) < 3:
             time.sleep(0.05)
-        ranks = psutil.Process().children(recursive=True)
-        stopped.append(max((p for p in ranks if not p.children()), key=lambda p: p.ppid()))
+        servers = psutil.Process().children()
+        ranks = [rank for server in servers for rank in server.children()]
+        stopped.extend(loader for rank in ranks for loader in rank.children())
         stopped[0].suspend()
 
     threading.Thread(target=stop_the_loader, daemon=True).start()
@@ -240,7 +241,8 @@ def test_hang_is_told_before_the_job_ends(tiny, train, recipe):
             "phases.pretrain.slots=4096000",
             environment={"OUR_HOOK": hook.address},
         )  # fmt: skip
-    stopped[0].kill()
+    for loader in stopped:
+        loader.kill()
     assert code == 75, text
     (message,) = hook.messages
     assert (message["event"], message["run"]) == ("hang", "hangs")

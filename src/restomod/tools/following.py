@@ -16,7 +16,7 @@ from typing import Any
 from restomod.tools.metrics_log import Downsampled, RunLog, number
 
 Line = dict[str, Any]
-PIECE = 1 << 24
+PIECE = 1 << 22
 """Bytes that are read at a time."""
 RECENT = 50
 """Lines of training that speeds and the time left are taken from."""
@@ -80,16 +80,14 @@ class Followed:
         """The newest lines of training, of this process of the run."""
         self.checkpoints: deque[Line] = deque(maxlen=3)
 
-    def update(self, wait: bool = True) -> None:
-        """Take in what is new; with `wait` all of it, otherwise so much as is read at once."""
-        more = True
-        while more:
-            lines, anew, more = self._follower.read()
-            if anew:
-                self._clear()
-            for line in lines:
-                self._add(line)
-            more = more and wait
+    def update(self) -> bool:
+        """Take in what is new, at most `PIECE`; return whether there is more."""
+        lines, anew, more = self._follower.read()
+        if anew:
+            self._clear()
+        for line in lines:
+            self._add(line)
+        return more
 
     def _add(self, line: Line) -> None:
         event = line["event"]

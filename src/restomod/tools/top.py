@@ -30,14 +30,15 @@ def top(folder: Path, once: bool = False, every_s: float = 1.0) -> None:
         raise UserError(f"{folder}: is no run folder: it has neither config.yaml nor metrics.jsonl")
     run = Followed(folder)
     if once or not console.is_terminal:
-        run.update()
+        while run.update():
+            pass
         console.print(frame(run, console))
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
         try:
             while True:
-                run.update(wait=False)
+                more = run.update()
                 live.update(frame(run, console), refresh=True)
-                time.sleep(every_s)
+                time.sleep(0.0 if more else every_s)
         except KeyboardInterrupt:
             return

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from restomod.errors import UserError
+from restomod.tools import following
 from restomod.tools.following import Followed, Follower
 from restomod.tools.top import top
 from restomod.tools.top_frame import duration, frame, short, sparkline, state
@@ -34,7 +35,8 @@ def append(path, *lines, end="\n"):
 
 def picture(folder, width=100, encoding="utf-8"):
     run = Followed(folder)
-    run.update()
+    while run.update():
+        pass
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width)
     console.print(frame(run, console))
@@ -87,6 +89,14 @@ def test_growing_file_is_read_once_and_a_half_line_waits(folder):
     append(path, trained(52))
     lines, anew, _ = follower.read()
     assert ([line["step"] for line in lines], anew) == ([51, 52], False)
+
+
+def test_a_long_log_is_read_in_pieces(folder, monkeypatch):
+    monkeypatch.setattr(following, "PIECE", 1000)
+    run = Followed(folder)
+    assert run.update()
+    assert 1 <= run.last.get("train", {"step": 1})["step"] < 10
+    assert "step 50 of 100" in picture(folder)
 
 
 def test_a_run_that_goes_back_is_read_anew(folder):

@@ -30,7 +30,7 @@ class Watch:
     def __init__(self, recipe: Recipe, timeline: Timeline, rank: int) -> None:
         self._timeline = timeline
         self._listeners = [Background(one) for one in listeners(recipe)] if rank == 0 else []
-        self._step = 0
+        self._step = timeline.origin.step
         self.log: MetricsLog | None = None
         """What `tell` writes to, as soon as there is one."""
 
