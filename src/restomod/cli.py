@@ -144,6 +144,11 @@ def main() -> int:
     )
     doctor.add_argument("--json", action="store_true", help="all that was measured, as JSON")
 
+    sweep = command("sweep", _sweep, "try a recipe's values: a file in W&B's format, without W&B")
+    sweep.add_argument("file", type=Path, metavar="FILE", help="sweep file (docs/sweep.md)")
+    sweep.add_argument("--jobs", type=_positive, default=1, help="trials at a time; 1 by default")
+    sweep.add_argument("--json", action="store_true", help="the trials as one JSON object")
+
     report = command("report", _report, "write a run's report.html")
     report.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
@@ -353,6 +358,13 @@ def _doctor(arguments: argparse.Namespace) -> int:
     if hangs:
         os._exit(code)  # a thread that waits for a device or the network would keep us
     return code
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.sweep.run import run_sweep
+
+    return run_sweep(arguments.file, arguments.jobs, arguments.json, sys.stdout.write)
 
 
 def _report(arguments: argparse.Namespace) -> int:
