@@ -104,12 +104,13 @@ class SweepFile:
         return [f"{key}={value}" for key, value in values.items()]
 
     def words(self, values: dict[str, Any]) -> list[str]:
-        """Return what follows the program in a trial's command line."""
+        """Return what follows the program in a trial's command line, without a run_name: that one
+        is for W&B's agent."""
         given = self.given(values)
         words: list[str] = []
         for word in self.command[self.command.index("${program}") + 1 :]:
             words += given if word == "${args_no_hyphens}" else [word]
-        return words
+        return [word for word in words if not word.startswith("run_name=")]
 
     def before_program(self) -> list[str]:
         """Return what precedes the program in a trial's command line."""
