@@ -19,7 +19,7 @@ from restomod.recipe import flatten
 from restomod.sweep.file import OURS, SweepFile
 from restomod.sweep.parallel import highlights, parallel_coordinates
 from restomod.sweep.study import DONE, Trial
-from restomod.sweep.table import best, cells, head, ranked
+from restomod.sweep.table import best, cells, head, ranked, show
 from restomod.tools.report_figures import table
 
 PAGE = "sweep.html"
@@ -27,10 +27,11 @@ REPORT = Path(__file__).parents[1] / "tools" / "report.html"
 STYLE = """
 :root { --faded: #cfd3d8; }
 @media (prefers-color-scheme: dark) { :root { --faded: #3a3f47; } }
-.frame { padding: 2.6rem 3.4rem 1rem 4.2rem; }
-.plot .axis { stroke: var(--soft); }
-.plot text.axis { fill: var(--ink); font-weight: 600; }
-.plot text { paint-order: stroke; stroke: var(--card); stroke-width: 3px; }
+.summary { overflow-wrap: anywhere; }
+.frame { padding: 2.6rem 3.4rem 1rem 4.2rem; width: max-content; min-width: 100%; }
+.plot .axis { stroke: var(--soft); pointer-events: none; }
+.plot text, .plot text.axis { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+.plot text.axis { fill: var(--ink); font-weight: 600; pointer-events: auto; }
 .trial path { stroke: var(--stroke); stroke-width: var(--width, 1.8); }
 .trial.stopped path { stroke-dasharray: 5 4; }
 .trial .hit { stroke: transparent; stroke-width: 14; pointer-events: stroke; }
@@ -70,7 +71,7 @@ def write_page(sweep: SweepFile, trials: list[Trial], folder: Path) -> Path:
     assert report, "report.html has lost its style"
     plot = parallel_coordinates(sweep, trials)
     note = "The better, the stronger its colour; dashed lines were stopped early."
-    figure = f'<div class="frame">{plot}</div><p class="note">{note}</p>'
+    figure = f'<div class="scroll"><div class="frame">{plot}</div></div><p class="note">{note}</p>'
     differing = differences(sweep, trials, folder)
     parts = [
         ("Parallel coordinates", f'<div class="chart wide">{figure}</div>' if plot else ""),
@@ -94,7 +95,7 @@ def _summary(sweep: SweepFile, trials: Sequence[Trial]) -> str:
     first = best(sweep, list(trials))
     text = f"{sweep.method} search, {done} of {len(trials)} trials complete"
     if first is not None and first.value is not None:
-        words = " ".join(sweep.given(first.values))
+        words = ", ".join(f"{key} {show(value)}" for key, value in first.values.items())
         text += f"; best: {first.number:03d}, {sweep.metric.name} {first.value:.4f} with {words}"
     about = f"{sweep.description.rstrip('.')}. " if sweep.description else ""
     return escape(f"{about}{text}.")

@@ -20,6 +20,8 @@ from restomod.tools.charts import tick_labels, y_scale
 
 LOG_FROM = 20.0
 """Factor from which an axis of drawn numbers is logarithmic."""
+AXIS_REM = 10
+"""Least distance of two axes; a narrower page scrolls."""
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,22 @@ def parallel_coordinates(sweep: SweepFile, trials: list[Trial]) -> str:
     ]
     axes.append(_measured(sweep.metric.name, [trial.value for trial in shown], LOG_FROM))
     out = [
-        '<svg class="plot" role="img" aria-labelledby="parallel-t parallel-d">',
+        '<svg class="plot" role="img" aria-labelledby="parallel-t parallel-d" '
+        f'style="min-width:{AXIS_REM * (len(axes) - 1)}rem">',
         f'<title id="parallel-t">{escape(sweep.name)}: parameters and '
         f"{escape(sweep.metric.name)}</title>",
         '<desc id="parallel-d">A line for each trial; the table below has the numbers.</desc>',
     ]
-    for n, axis in enumerate(axes):
-        out += _frame(axis, _across(n, axes) / 10, last=n == len(axes) - 1)
     out.append(
         '<svg class="curves" width="100%" height="100%" viewBox="0 0 1000 1000" '
         'preserveAspectRatio="none">'
     )
     for place in reversed(range(len(shown))):  # the best on top
         out.append(_line(shown[place], place / (len(shown) - 1), axes, sweep))
-    return "\n".join([*out, "</svg>", "</svg>"])
+    out.append("</svg>")
+    for n, axis in enumerate(axes):
+        out += _frame(axis, _across(n, axes) / 10, last=n == len(axes) - 1)
+    return "\n".join([*out, "</svg>"])
 
 
 def highlights(trials: Sequence[Trial]) -> str:

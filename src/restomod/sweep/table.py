@@ -35,11 +35,11 @@ def best(sweep: SweepFile, trials: list[Trial]) -> Trial | None:
 
 
 def short_names(sweep: SweepFile) -> dict[str, str]:
-    """Return the parameters that differ between trials, each with a short name: the last part of
-    its key where that is its own."""
+    """Return the parameters that differ between trials, each with a short name: the last two parts
+    of its key where they are its own."""
     keys = [k for k, p in sweep.parameters.items() if p.kind != "constant"]
-    lasts = [key.rpartition(".")[2] for key in keys]
-    return {k: last if lasts.count(last) == 1 else k for k, last in zip(keys, lasts, strict=True)}
+    ends = [".".join(key.split(".")[-2:]) for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
 
 
 def show(value: Any) -> str:

@@ -141,7 +141,7 @@ def test_all_trials_run_and_the_best_is_named(sweep, tmp_path):
         "trial",
         "state",
         "eval/all/loss",
-        "lr",
+        "optimizer.lr",
         "steps",
         "time",
     ]
