@@ -65,7 +65,7 @@ def sweep(tiny: Tiny, tmp_path, monkeypatch):
     def run(**changes):
         file.write_text(yaml.safe_dump({**content, **changes}))
         printed: list[str] = []
-        code = run_sweep(file, 2, True, printed.append, Children())
+        code = run_sweep(file, 2, True, printed.append, lambda environment: Children())
         return code, json.loads("".join(printed))
 
     return run

@@ -210,6 +210,7 @@ class Control:
 
     def _ended(self, running: Running, code: int) -> None:
         trial, readings = running.trial, running.readings
+        self._study.note(trial, job="")
         folder = self._run_folder(trial)
         requeue = _requeue(folder)
         stopped = requeue is not None or code == REQUEUE_CODE

@@ -1,4 +1,4 @@
-"""Processes on this machine that run a sweep's trials.
+"""What runs a sweep's trials: here, processes on this machine; `slurm.py` has Slurm's jobs.
 
 In: a command line and a log file. Out: a `Job` that can be asked whether it has ended and told to
 stop. The log is locked as long as its process lives: a sweep that was killed and goes on waits for
@@ -98,9 +98,7 @@ class LocalJobs:
 def share(place: int, jobs: int) -> dict[str, str]:
     """Return the variables that give a process its part of the machine, unless they are set."""
     cores = len(os.sched_getaffinity(0))
-    # The Python that runs us is the one that the command's `python` finds.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-    variables = {"PATH": path}
+    variables = {"PATH": python_first()}
     if "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = str(max(1, cores // jobs))
     devices = _devices()
@@ -111,6 +109,11 @@ def share(place: int, jobs: int) -> dict[str, str]:
     elif devices:
         variables["CUDA_VISIBLE_DEVICES"] = devices[place % len(devices)]
     return variables
+
+
+def python_first() -> str:
+    """Return a PATH on which a command's `python` is the one that runs us."""
+    return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def _devices() -> list[str]:

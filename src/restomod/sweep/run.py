@@ -20,7 +20,7 @@ from restomod.errors import UserError
 from restomod.recipe import load_recipe
 from restomod.sweep.control import Control, Interrupts
 from restomod.sweep.file import SweepFile, load_sweep
-from restomod.sweep.jobs import Jobs, LocalJobs
+from restomod.sweep.jobs import Jobs
 from restomod.sweep.page import PAGE, write_page
 from restomod.sweep.study import DONE, Study, draws
 from restomod.sweep.table import as_json, text_table
@@ -41,12 +41,17 @@ def run_sweep(
     at_a_time: int,
     in_json: bool,
     write: Callable[[str], object],
-    jobs: Jobs | None = None,
+    jobs_of: Callable[[dict[str, str]], Jobs],
+    here: bool = True,
 ) -> int:
-    """Run a sweep, or go on with it; return the exit code. Raises UserError."""
+    """Run a sweep, or go on with it; return the exit code.
+
+    `jobs_of` makes what runs trials, given variables for them; `here` says whether that sees the
+    data as this process does. Raises UserError.
+    """
     sweep = load_sweep(path)
     base = _base(sweep, path)
-    _check_points(sweep, path, base)
+    _check_points(sweep, path, here)
     folder = Path(base.runs_dir) / sweep.name
     _begin_folder(sweep, folder)
     study = Study(sweep, folder)
@@ -57,7 +62,7 @@ def run_sweep(
                 sweep,
                 folder,
                 study,
-                jobs or LocalJobs(at_a_time, environment),
+                jobs_of(environment),
                 at_a_time,
                 interrupts,
                 lambda: _write_page(sweep, study, folder),
@@ -107,8 +112,8 @@ def _recipe(words: list[str]) -> Recipe:
     return load_recipe([w for w in words if "=" not in w], [w for w in words if "=" in w])
 
 
-def _check_points(sweep: SweepFile, path: Path, base: Recipe) -> None:
-    """Raise UserError if none of some combinations can be trained, or the data is not there."""
+def _check_points(sweep: SweepFile, path: Path, here: bool) -> None:
+    """Raise UserError if none of some combinations can be trained, or the data is not `here`."""
     first: tuple[list[str], UserError] | None = None
     for values in draws(sweep, PROBES):
         try:
@@ -116,9 +121,10 @@ def _check_points(sweep: SweepFile, path: Path, base: Recipe) -> None:
         except UserError as error:
             first = first or (sweep.given(values), error)
             continue
-        from restomod.data.sources import open_sources
+        if here:
+            from restomod.data.sources import open_sources
 
-        open_sources(recipe)
+            open_sources(recipe)
         return
     assert first is not None
     raise UserError(

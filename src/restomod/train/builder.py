@@ -320,7 +320,9 @@ def _set_up_process(device: str) -> None:
 def _loggers(recipe: Recipe) -> list[Any]:
     mode = recipe.logging.wandb.mode
     if mode == "auto":
-        mode = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        # W&B's agent has logged in, in whatever way, before it starts a run.
+        known = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_SWEEP_ID")
+        mode = "online" if known else "offline"
     if mode == "disabled":
         return []
     from composer.loggers import WandBLogger

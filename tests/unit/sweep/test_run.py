@@ -108,7 +108,7 @@ def sweep(tiny: Tiny, tmp_path, monkeypatch):
         path.write_text(yaml.safe_dump({**file, **changes}))
         stage = stage or Stage(tmp_path / "rates", endings or {})
         printed: list[str] = []
-        code = run_sweep(path, jobs, in_json, printed.append, stage)
+        code = run_sweep(path, jobs, in_json, printed.append, lambda environment: stage)
         text = "".join(printed)
         return code, json.loads(text) if in_json else text, stage
 
