@@ -88,6 +88,8 @@ class Control:
         self._waiting = deque(study.unfinished())
         self._running: list[Running] = []
         self._failures = 0
+        self._told: set[int] = set()
+        """Trials of which was said that they wait."""
 
     @property
     def _stopping(self) -> bool:
@@ -152,7 +154,10 @@ class Control:
             self.name(trial), command, self.log(trial), trial.facts.get("job", "")
         )
         if job is None:
-            self._waiting.append(trial)  # its last process has yet to end
+            if trial.number not in self._told:
+                log.info("%s: waits for its last process to end", self.name(trial))
+            self._told.add(trial.number)
+            self._waiting.append(trial)
             return False
         (self._run_folder(trial) / STOP).unlink(missing_ok=True)
         self._study.note(trial, state="unfinished", note="", job=job.handle)

@@ -18,7 +18,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from restomod.errors import UserError
+
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None)
 
 
 class Job(Protocol):
@@ -82,16 +85,20 @@ class LocalJobs:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return None
-            place = self._free.pop(0)
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment, **share(place, self._jobs)},
-                start_new_session=True,  # a terminal's Ctrl-C is ours to pass on
-                preexec_fn=_end_with_parent,
-            )
+            place = self._free[0]
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **self._environment, **share(place, self._jobs)},
+                    start_new_session=True,  # a terminal's Ctrl-C is ours to pass on
+                    preexec_fn=_end_with_parent,
+                )
+            except OSError as error:
+                raise UserError(f"command: {command[0]} cannot be started: {error}") from error
+            self._free.remove(place)
         return LocalJob(process, lambda: self._free.append(place))
 
 
@@ -127,4 +134,4 @@ def _devices() -> list[str]:
 
 def _end_with_parent() -> None:
     """Have the kernel send SIGTERM when the sweep's process is killed."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

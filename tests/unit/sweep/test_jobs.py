@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from restomod.errors import UserError
 from restomod.sweep.jobs import LocalJobs, share
 
 PROGRAM = """
@@ -59,6 +60,14 @@ time.sleep(60)
     wait_for(lambda: started.append(jobs.start("job", ["true"], log, "")) or started[-1])
     assert "told" in log.read_text()  # killed, it had its trial save and stop
     wait_for(lambda: started[-1].code() is not None)
+
+
+def test_a_command_that_is_not_there_is_the_users_mistake(tmp_path):
+    jobs = LocalJobs(1, {})
+    with pytest.raises(UserError, match="command: no-such-program cannot be started"):
+        jobs.start("job", ["no-such-program"], tmp_path / "job.log", "")
+    job = jobs.start("job", ["true"], tmp_path / "job.log", "")
+    wait_for(lambda: job.code() is not None)
 
 
 @pytest.mark.parametrize(
