@@ -150,7 +150,7 @@ def main() -> int:
     sweep.add_argument("--on", choices=("local", "slurm"), default="local", help="local by default")
     sweep.add_argument("--jobs", type=_positive, default=1, help="trials at a time; 1 by default")
     sweep.add_argument(
-        "--sbatch", default="", metavar="OPTIONS", help="sbatch's, for every trial, in quotes"
+        "--sbatch", default="", metavar="OPTIONS", help="sbatch's, as --sbatch='-p gpu'"
     )
     sweep.add_argument("--json", action="store_true", help="the trials as one JSON object")
 

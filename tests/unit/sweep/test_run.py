@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from restomod import cli
 from restomod.errors import UserError
 from restomod.sweep import control
 from restomod.sweep.run import run_sweep
@@ -282,3 +283,9 @@ def test_the_folder_of_a_run_is_no_sweeps(sweep, tmp_path):
     (tmp_path / "rates" / "metrics.jsonl").touch()
     with pytest.raises(UserError, match="is a run's folder"):
         sweep()
+
+
+def test_options_of_sbatch_need_slurm(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["restomod", "sweep", "my.yaml", "--sbatch=--gres=gpu:1"])
+    assert cli.main() == 2
+    assert "--sbatch: nothing reads it without --on slurm" in capsys.readouterr().err
