@@ -143,7 +143,7 @@ class Study:
         """Note a trial's value when it is judged; return whether it is not worth going on."""
         asked = optuna.Trial(self._study, self._frozen(trial.number)._trial_id)
         if readings in self._frozen(trial.number).intermediate_values:
-            return False  # a resumed trial comes by again
+            return False  # a resumed trial comes by again, of which Optuna would warn
         asked.report(value, readings)
         return asked.should_prune()
 

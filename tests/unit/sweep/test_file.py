@@ -122,7 +122,9 @@ def test_the_first_judgement(load, stop, first):
     assert load({"early_terminate": {"type": "hyperband", **stop}}).early_terminate.first == first
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "yamls" / "sweeps").glob("*.yaml")), ids=str)
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "yamls" / "sweeps").glob("*.yaml")), ids=lambda f: f.name
+)
 def test_every_trial_of_a_shipped_sweep_can_be_trained(file, monkeypatch):
     monkeypatch.chdir(ROOT)
     sweep = load_sweep(file)

@@ -289,3 +289,20 @@ def test_options_of_sbatch_need_slurm(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["restomod", "sweep", "my.yaml", "--sbatch=--gres=gpu:1"])
     assert cli.main() == 2
     assert "--sbatch: nothing reads it without --on slurm" in capsys.readouterr().err
+
+
+def test_a_trial_that_was_judged_and_not_seen_to_stop_is_not_run_again(sweep, monkeypatch):
+    stop = {"type": "hyperband", "min_iter": 2}
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Act, "stop", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(early_terminate=stop)
+    code, told, stage = sweep(early_terminate=stop)
+    assert code == 0
+    judged = next(trial for trial in told["trials"] if trial["state"] == "stopped early")
+    assert judged["readings"] == 2
+    assert Path(judged["run_folder"]).name not in stage.started
