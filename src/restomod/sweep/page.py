@@ -128,7 +128,7 @@ def differences(sweep: SweepFile, trials: Sequence[Trial], folder: Path) -> str:
     keys = dict.fromkeys(key for recipe in recipes.values() for key in recipe)
 
     def shown(value: Any) -> str:
-        return "" if value is None else escape(str(value))
+        return "" if value is None else escape(show(value))
 
     rows = [
         [escape(key), *(shown(recipe.get(key)) for recipe in recipes.values())]

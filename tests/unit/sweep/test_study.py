@@ -83,7 +83,7 @@ def test_bayes_looks_where_trials_were_good(tmp_path):
     assert misses["bayes"] < 0.75 * misses["random"]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:The reported value is ignored")
 @pytest.mark.parametrize(("goal", "better"), [("minimize", 0), ("maximize", 1)])
 def test_the_worse_trials_are_stopped_when_they_are_judged(tmp_path, goal, better):
     stop = EarlyTerminate(min_iter=2, eta=2)
