@@ -7,6 +7,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -161,6 +162,14 @@ def main() -> int:
     top.add_argument("run", type=Path, metavar="RUN", help="run folder")
     top.add_argument("--once", action="store_true", help="one picture, then end")
     top.add_argument("--every", type=_positive, default=1, metavar="SECONDS", help="1 by default")
+    sweep = command("sweep", _sweep, "try a recipe's values: a file in W&B's format, without W&B")
+    sweep.add_argument("file", type=Path, metavar="FILE", help="sweep file (docs/sweep.md)")
+    sweep.add_argument("--on", choices=("local", "slurm"), default="local", help="local by default")
+    sweep.add_argument("--jobs", type=_positive, default=1, help="trials at a time; 1 by default")
+    sweep.add_argument(
+        "--sbatch", default="", metavar="OPTIONS", help="sbatch's, as --sbatch='-p gpu'"
+    )
+    sweep.add_argument("--json", action="store_true", help="the trials as one JSON object")
 
     report = command("report", _report, "write a run's report.html")
     report.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -393,6 +402,24 @@ def _top(arguments: argparse.Namespace) -> int:
 
     top(arguments.run, arguments.once, arguments.every)
     return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.sweep.jobs import Jobs, LocalJobs
+    from restomod.sweep.run import run_sweep
+    from restomod.sweep.slurm import SlurmJobs
+
+    here, count = arguments.on == "local", arguments.jobs
+    if here and arguments.sbatch:
+        raise UserError("--sbatch: nothing reads it without --on slurm")
+
+    def jobs(environment: dict[str, str]) -> Jobs:
+        if here:
+            return LocalJobs(count, environment)
+        return SlurmJobs(shlex.split(arguments.sbatch), environment)
+
+    return run_sweep(arguments.file, count, arguments.json, sys.stdout.write, jobs, here)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -444,7 +444,7 @@ class WandbConfig:
     mode: str = field(
         default="auto", metadata={"choices": ("auto", "online", "offline", "disabled")}
     )
-    """auto: online where WANDB_API_KEY is set, offline otherwise."""
+    """auto: online where WANDB_API_KEY is set or W&B's agent has started the run, else offline."""
     project: str = "restomod"
     """Project that the run is shown in."""
 

@@ -49,12 +49,47 @@ def load_strict(
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"the recipe does not resolve: {str(error).splitlines()[0]}") from error
+    return _checked(plain, plain, schema, impossible, places)
+
+
+def load_verbatim(
+    path: str | Path, schema: type[Schema], impossible: Callable[[Schema], list[tuple[str, str]]]
+) -> Schema:
+    """Read a `schema` from one YAML file in which `${...}` is text, not a reference; otherwise as
+    `load_strict`."""
+    from omegaconf import OmegaConf
+
+    places: Places = {}
+    plain = OmegaConf.to_container(_read_yaml(Path(path), places))
+    return _checked(plain, _escaped(plain), schema, impossible, places)
+
+
+def _escaped(value: Any) -> Any:
+    """Return a tree of which OmegaConf resolves nothing."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
+def _checked(
+    plain: Any,
+    given: Any,
+    schema: type[Schema],
+    impossible: Callable[[Schema], list[tuple[str, str]]],
+    places: Places,
+) -> Schema:
+    """Return the schema of a plain tree, `given` as OmegaConf takes it; raise UserError listing
+    what is wrong."""
+    from omegaconf import OmegaConf
+
     problems: list[str] = []
     _check_type(plain, schema, "", places, schema, problems)
     if problems:
         raise UserError("\n".join(problems))
     loaded: Schema = OmegaConf.to_object(  # type: ignore[assignment]
-        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(plain))
+        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(given))
     )
     problems = [f"{place(key, places)}{key}: {problem}" for key, problem in impossible(loaded)]
     if problems:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -76,7 +77,8 @@ def begin_run_folder(
 
 def _run_id(recipe: Recipe, start: Start) -> str:
     """Return the name under which W&B knows the run: that of the log, if the run goes on or begins
-    anew with the same recipe, since it was killed before its first checkpoint; or a new one."""
+    anew with the same recipe, since it was killed before its first checkpoint; or a new one, which
+    W&B's agent gives to the runs that it starts."""
     same = start.resumes
     if not same:
         with contextlib.suppress(UserError):
@@ -87,7 +89,7 @@ def _run_id(recipe: Recipe, start: Start) -> str:
             (recipe.run_folder / "metrics.jsonl").open() as file,
         ):
             return str(json.loads(next(file, ""))["run_id"])
-    return f"{recipe.run_name}-{secrets.token_hex(4)}"
+    return os.environ.get("WANDB_RUN_ID") or f"{recipe.run_name}-{secrets.token_hex(4)}"
 
 
 def _keep_tokenizer(source: Path, tokenizer: Tokenizer, folder: Path) -> None:

@@ -30,7 +30,9 @@ ANSWER_S = 60.0
 def wandb_mode(config: WandbConfig) -> str:
     """Return online, offline or disabled."""
     if config.mode == "auto":
-        return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+        # W&B's agent has logged in, in whatever way, before it starts a run.
+        known = os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_SWEEP_ID")
+        return "online" if known else "offline"
     return config.mode
 
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from restomod.config import Recipe
+from restomod.config import Recipe, WandbConfig
 from restomod.recipe import save_recipe
-from restomod.train.watching.wandb_listener import PROCESS, Wandb, masked, settings
+from restomod.train.watching.wandb_listener import PROCESS, Wandb, masked, settings, wandb_mode
 from tests.wandb_files import wandb_files
 
 
@@ -111,3 +111,19 @@ def test_settings_hold_no_password_and_say_where_checkpoints_go(recipe, tmp_path
 def test_the_process_loads_neither_torch_nor_wandb_before_it_knows_its_run():
     code = f"import sys, {PROCESS}; assert not {{'torch', 'composer', 'wandb'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "key"}, "online"),
+        ({"WANDB_SWEEP_ID": "started by the agent, which has logged in"}, "online"),
+    ],
+)
+def test_wandb_is_online_where_there_is_a_login(monkeypatch, variables, mode):
+    for name in ("WANDB_API_KEY", "WANDB_SWEEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert wandb_mode(WandbConfig()) == mode

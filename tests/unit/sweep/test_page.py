@@ -1,0 +1,102 @@
+import re
+
+import pytest
+import yaml
+
+from restomod.sweep.file import Metric, SweepFile
+from restomod.sweep.page import differences, write_page
+from restomod.sweep.parallel import parallel_coordinates
+from restomod.sweep.space import Parameter
+from restomod.sweep.study import DONE, FAILED, STOPPED, Trial
+from tests.unit.tools.test_report import parsed
+
+SWEEP = SweepFile(
+    name="s",
+    method="random",
+    description="<b>What</b>",
+    metric=Metric("eval/all/loss"),
+    parameters={
+        "optimizer.lr": Parameter(min=1e-4, max=1e-2, distribution="log_uniform_values"),
+        "model.norm": Parameter(values=["layernorm", "rmsnorm"]),
+        "phases.pretrain.batch_rows": Parameter(values=[4, 1, 2]),
+        "seed": Parameter(value=3),
+    },
+)
+
+
+def trial(number, state, value, lr, norm, rows, note=""):
+    values = {
+        "optimizer.lr": lr,
+        "model.norm": norm,
+        "phases.pretrain.batch_rows": rows,
+        "seed": 3,
+    }
+    return Trial(number, values, state, value, note, {"steps": 24, "time_s": 3.0})
+
+
+TRIALS = [
+    trial(0, DONE, 5.0, 1e-4, "layernorm", 1),
+    trial(1, STOPPED, 7.0, 1e-3, "rmsnorm", 2),
+    trial(2, DONE, 4.0, 1e-2, "layernorm", 4),
+    trial(3, FAILED, None, 1e-3, "layernorm", 1, "the <disk> is full"),
+]
+
+
+def lines(svg):
+    """Return the points of every trial's line, by number."""
+    found = re.findall(r'id="line-(\d+)".*?<path d="M([^"]*)"', svg)
+    return {
+        int(number): [tuple(map(float, point.split(","))) for point in points.split("L")]
+        for number, points in found
+    }
+
+
+def test_a_line_meets_each_axis_at_its_trials_value():
+    drawn = lines(parallel_coordinates(SWEEP, TRIALS))
+    assert drawn.keys() == {0, 1, 2}  # the one without a value is in the table alone
+    xs = [x for x, _ in drawn[0]]
+    assert xs == pytest.approx([0, 333.3, 666.7, 1000], abs=0.1)
+    lr = {number: points[0][1] for number, points in drawn.items()}
+    assert lr[0] > lr[1] > lr[2]
+    assert lr[0] - lr[1] == pytest.approx(lr[1] - lr[2], abs=0.2)  # a logarithmic axis
+    assert [drawn[n][1][1] for n in (0, 1)] == [0, 1000]
+    assert [drawn[n][2][1] for n in (0, 1, 2)] == [1000, 500, 0]  # numbers from low to high
+    loss = {number: points[3][1] for number, points in drawn.items()}
+    assert loss[1] - loss[0] == pytest.approx(2 * (loss[0] - loss[2]), abs=0.2)
+
+
+def test_the_page_is_whole_by_itself(tmp_path):
+    page = write_page(SWEEP, TRIALS, tmp_path).read_text()
+    ids = parsed(page).ids
+    assert len(ids) == len(set(ids))
+    assert {f"row-{n}" for n in range(4)} <= set(ids)
+    assert "&lt;b&gt;What" in page
+    assert "the &lt;disk&gt; is full" in page
+    assert not re.search(r"https?://|src=|<script", page)
+    assert "2 of 4 trials complete; best: 002, eval/all/loss 4.0000" in page
+    assert 'class="trial stopped"' in page
+
+
+def test_a_page_without_results_has_its_table(tmp_path):
+    page = write_page(SWEEP, TRIALS[3:], tmp_path).read_text()
+    assert "row-3" in page
+    assert "<svg" not in page
+
+
+def test_what_differs_between_recipes(tmp_path):
+    for number, norm, lr in ((0, "layernorm", 1e-4), (1, "rmsnorm", 1e-3)):
+        run = tmp_path / f"s-{number:03d}"
+        run.mkdir()
+        recipe = {
+            "run_name": run.name,
+            "model": {"norm": norm, "layers": 3},
+            "phases": [{"name": "pretrain", "lr": lr}],
+        }
+        (run / "config.yaml").write_text(yaml.safe_dump(recipe))
+    rows = re.findall(r"<tr>(.*?)</tr>", differences(SWEEP, TRIALS, tmp_path))
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+    assert cells == [
+        ["key", "000", "001"],
+        ["model.norm", "layernorm", "rmsnorm"],
+        ["phases.pretrain.lr", "0.0001", "0.001"],
+    ]
