@@ -4,11 +4,8 @@ anew."""
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+
+from tests.ranks import fork_server, free_port, rank_variables, train_in_child
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # recipes' cache_dir decides
@@ -131,28 +130,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(folder, recipe)
 
 
-def _train_in_child(
-    arguments: list[str], environment: dict[str, str], log: str, folder: Path | None
-) -> None:
-    os.environ.update(environment)
-    if folder:
-        os.chdir(folder)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    from restomod.cli import train_main
-
-    sys.exit(train_main(arguments))
-
-
 class Trainings:
     """Starts `train.py` in children of a process that has imported everything once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started = 0
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["restomod.train.builder"])
+        self._context = fork_server()
 
     def __call__(
         self,
@@ -172,25 +156,17 @@ class Trainings:
         world_size = len(nodes) or world_size
         self._started += 1
         log = self._folder / f"{self._started}.log"
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         ranks = []
         for rank in range(world_size):
             variables = dict(environment or {})
             if world_size > 1:
-                variables |= {
-                    "RANK": str(rank),
-                    "LOCAL_RANK": "0" if nodes else str(rank),
-                    "WORLD_SIZE": str(world_size),
-                    "LOCAL_WORLD_SIZE": "1" if nodes else str(world_size),
-                    "NODE_RANK": str(rank) if nodes else "0",
-                    "MASTER_ADDR": "localhost",
-                    "MASTER_PORT": str(port),
-                }
+                variables |= rank_variables(rank, world_size, port)
+            if world_size > 1 and nodes:
+                variables |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NODE_RANK": str(rank)}
             ranks.append(
                 self._context.Process(
-                    target=_train_in_child,
+                    target=train_in_child,
                     args=(
                         [str(a) for a in arguments],
                         variables,

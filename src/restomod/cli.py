@@ -174,11 +174,11 @@ def main() -> int:
 
 
 def _guarded(run: Callable[[], int]) -> int:
-    """Turn a user's mistake into one message and exit code 2, on rank 0 only."""
+    """Turn a user's mistake into exit code 2 and one message, of rank 0 unless another is alone."""
     try:
         return run()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if error.alone or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
@@ -243,7 +243,8 @@ def _train(words: Sequence[str]) -> int:
             from restomod.data.sources import open_sources
 
             sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
-            from restomod.train.builder import prepare_run, train
+            with stopper.staying():
+                from restomod.train.builder import prepare_run, train
 
             train(prepare_run(recipe, sources), STARTED, stopper)
         except StopRequested as stop:
@@ -252,6 +253,8 @@ def _train(words: Sequence[str]) -> int:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 leave_requeue(recipe.run_folder, stop.reason, stop.step)
             return exit_code()
+        finally:
+            stopper.ignore()
     return 0
 
 

@@ -4,3 +4,6 @@
 
 class UserError(Exception):
     """A mistake in a recipe, an argument or the data: the message says what, why and what to do."""
+
+    alone = False
+    """Whether the other ranks do not know of it, so that this one has to tell it."""

@@ -1,5 +1,6 @@
 """Several ranks save one checkpoint, fail as one, and read what any number of ranks wrote."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -85,3 +86,17 @@ def test_full_disk_stops_all_ranks_with_one_message_and_the_run_goes_on_later(
     resumed = metrics(disk / "full", "resume")[-1]["from_step"]
     assert resumed == json.loads((whole[-1] / "manifest.json").read_text())["step"]
     assert load_model(disk / "full").config.layers == 3
+
+
+def test_full_disk_at_the_start_is_one_message_of_all_ranks(tiny, train, tmp_path, small_disk):
+    disk, _ = small_disk
+    recipe = tiny.write(tmp_path / "recipe.yaml")
+    with contextlib.suppress(OSError), (disk / "ballast").open("wb") as ballast:
+        while True:
+            ballast.write(bytes(4096))
+    code, text = train(recipe, f"runs_dir={disk}", world_size=2)
+    assert code == 2, text
+    assert "Traceback" not in text
+    (error,) = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert "the disk is full" in error
+    assert "Training has not begun" in error

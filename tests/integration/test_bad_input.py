@@ -2,10 +2,20 @@
 
 import json
 import shutil
+import signal
 
 import pytest
 
 from restomod.cli import train_main
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were():
+    """A command that ends leaves the signals ignored that would change its exit code."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

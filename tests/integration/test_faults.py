@@ -1,6 +1,7 @@
 """A run that is stopped, or meets what it cannot learn from, goes on as if nothing had happened."""
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from restomod.data.lanes import Lane
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.train.builder import prepare_run, train
+from restomod.train.ledger import Ledger
 from restomod.train.module import TrainedModel
 from restomod.train.stopping import Stopper, StopRequested
 from tests.conftest import Tiny, metrics
@@ -245,6 +247,16 @@ def test_spike_rolls_back_and_its_rows_are_not_learned_from_again(recipe, unbrok
         here(recipe, "run_name=rollback", *words, "phases.0.slots=53_248")
     manifest = json.loads((folder / "checkpoints" / "step-00000026" / "manifest.json").read_text())
     assert manifest["health"]["ledger"] == [entry]
+
+
+def test_full_disk_when_a_spike_is_recorded_is_the_users_to_mend(recipe, unbroken, monkeypatch):
+    def full(self, entry, write):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Ledger, "add", full)
+    words = ("run_name=no-room", *SPIKES, "faults.spikes.action=rollback")
+    with disturbed(monkeypatch, {14}, 100.0), pytest.raises(UserError, match="the disk is full"):
+        here(recipe, *words)
 
 
 def test_rollbacks_end_somewhere(recipe, unbroken, monkeypatch):

@@ -16,7 +16,7 @@ def last_ranks_loader() -> psutil.Process:
     """Return the process that prepares rows for the last rank: no other descendant of a child of
     this process is without children."""
     below = [p for child in psutil.Process().children() for p in child.children(recursive=True)]
-    return max((p for p in below if not p.children()), key=lambda p: p.parents()[1].pid)
+    return max((p for p in below if not p.children()), key=lambda p: p.ppid())
 
 
 def test_ranks_stop_while_another_waits_for_data(tiny: Tiny, train: Trainings, tmp_path) -> None:

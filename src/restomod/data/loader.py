@@ -144,7 +144,11 @@ class Loader:
         """Return this rank's share of a global batch of `count` rows."""
         for_rank = count // self._world_size
         started = time.perf_counter()
-        batch = [next(rows) for _ in range(for_rank)]
+        try:
+            batch = [next(rows) for _ in range(for_rank)]
+        except UserError as error:
+            error.alone = True  # other ranks read other shards
+            raise
         facts = BatchFacts(wait_s=time.perf_counter() - started)
         deltas = []
         for row in batch:
@@ -284,9 +288,20 @@ def _in_worker(
 
 def _end_with(parent: int, worker: int) -> None:
     """End this process when the main one has ended, however it did. torch's own watch lets it wait
-    for ever to write what nobody reads. Requests to stop are the main process's to answer."""
+    for ever to write what nobody reads. Requests to stop are the main process's to answer, also
+    where a launcher sends SIGTERM to a whole process group; from the main process it ends this
+    one."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+    def obey() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads begun later, too
+        threading.Thread(target=obey, daemon=True, name="obey").start()
 
     def watch() -> None:
         try:

@@ -216,7 +216,7 @@ def _fit(
         watchdog,
         Progress(timeline, steps, started),
     ]
-    begin_run_folder(recipe, sources, start, clock, metrics)
+    begin_run_folder(recipe, sources, start, clock, metrics, run.group)
     if rolled_back:
         spike = {**rolled_back, "spike_step": rolled_back["step"], "step": start.step}
         metrics.write("rollback", **spike)
@@ -242,7 +242,8 @@ def _fit(
         seed=recipe.seed % 2**32,
         progress_bar=False,
     )
-    with contextlib.closing(trainer), watchdog.watching():
+    # Not the Trainer's own end: it waits for all ranks, which a rank that fails alone must not.
+    with contextlib.closing(trainer.engine), watchdog.watching():
         try:
             trainer.fit()
         except StopRequested as stop:

@@ -15,22 +15,35 @@ from restomod.data.mixture import token_shares
 from restomod.data.sources import Sources
 from restomod.data.tokenizer import Tokenizer
 from restomod.recipe import save_recipe
+from restomod.train.agreement import Group, on_first
 from restomod.train.clock import RunClock
 from restomod.train.metrics import MetricsLog
+from restomod.train.saving import disk_errors
 from restomod.train.start import Start
 
 log = logging.getLogger(__name__)
 
 
 def begin_run_folder(
-    recipe: Recipe, sources: Sources, start: Start, clock: RunClock, metrics: MetricsLog
+    recipe: Recipe,
+    sources: Sources,
+    start: Start,
+    clock: RunClock,
+    metrics: MetricsLog,
+    group: Group,
 ) -> None:
-    """Create the run's folder, or take its log back to the step that the run goes on from."""
-    if dist.get_global_rank() == 0:
-        folder = recipe.run_folder
-        folder.mkdir(parents=True, exist_ok=True)
-        save_recipe(recipe, folder / "config.yaml")
-        _keep_tokenizer(Path(recipe.tokenizer), sources.tokenizer, folder / "tokenizer")
+    """Create the run's folder, or take its log back to the step that the run goes on from; all
+    ranks raise UserError if the disk is full or refuses."""
+    folder = recipe.run_folder
+
+    def write() -> None:
+        with disk_errors(folder, "Training has not begun, checkpoints are as they were"):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_recipe(recipe, folder / "config.yaml")
+            _keep_tokenizer(Path(recipe.tokenizer), sources.tokenizer, folder / "tokenizer")
+            metrics.rewind(start.step if start.resumes else -1)
+
+    on_first(write, group)
     about = {
         "world_size": dist.get_world_size(),
         "changed": start.changed,
@@ -41,11 +54,9 @@ def begin_run_folder(
     }
     if start.resumes:
         clock.before_s = start.manifest["time_s"]
-        metrics.rewind(start.step)
         metrics.write("resume", step=start.step, from_step=start.step, **about)
         log.info("resuming from %s", start.folder)
     else:
-        metrics.rewind(-1)
         metrics.write("start", step=start.step, from_checkpoint=str(start.folder or ""), **about)
         if start.folder:
             log.info("starting from %s", start.folder)

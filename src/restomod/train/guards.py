@@ -23,6 +23,7 @@ from restomod.train.manifest import (
     local_steps,
     verify,
 )
+from restomod.units import parse_slots
 
 FREE_KEYS = (
     "run_name",
@@ -55,6 +56,13 @@ FREE_KEYS = (
 )
 """Keys that a resumed run may change, GUARDED_KEYS excepted; all others are guarded."""
 GUARDED_KEYS = ("phases.*.batch_warmup.slots",)
+SLOTS = (
+    *GUARDED_KEYS,
+    "phases.*.schedule.warmup",
+    "phases.*.schedule.decay",
+    "phases.*.mask.later.*.at",
+)
+"""Guarded numbers of slots: 1M and 1_000_000 are the same."""
 
 
 def fingerprint(sources: Sources) -> dict[str, str]:
@@ -72,7 +80,7 @@ def fingerprint(sources: Sources) -> dict[str, str]:
 def guarded(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's keys that a resumed run must not change once their phase has begun."""
     return {
-        key: value
+        key: parse_slots(value) if _matches(key, SLOTS) else value
         for key, value in flatten(recipe).items()
         if not _matches(key, FREE_KEYS) or _matches(key, GUARDED_KEYS)
     }

@@ -22,9 +22,11 @@ from restomod.config import FaultsConfig, Recipe, SpikeConfig
 from restomod.data.loader import Loader
 from restomod.errors import UserError
 from restomod.timeline import Timeline
+from restomod.train.agreement import gloo_group, together
 from restomod.train.ledger import Ledger
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
+from restomod.train.saving import disk_errors
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +128,7 @@ class Health(Callback):
         if self._spikes.action != "off":
             device = next(unwrap(state).parameters()).device
             self._window = LossWindow(self._spikes, device)
+            self._group = gloo_group()
             if self._saved.get("window"):
                 self._window.load_state_dict(self._saved["window"])
 
@@ -210,8 +213,12 @@ class Health(Callback):
         last = min(step - 1 + self._spikes.rollback_steps, self._timeline.end_step)
         rows = self._timeline.at(last - 1).rows_before(last) - facts["first_row"]
         entry = {**facts, "rows": rows, "reason": "spike"}
-        self._ledger.add(entry, write=dist.get_global_rank() == 0)
+        together(lambda: self._record(entry), self._group)
         raise RollBack(entry)
+
+    def _record(self, entry: dict[str, Any]) -> None:
+        with disk_errors(self._folder, "The run was about to go back to its last checkpoint"):
+            self._ledger.add(entry, write=dist.get_global_rank() == 0)
 
     def _give_up(self, steps: list[dict[str, Any]]) -> None:
         first, last = steps[0]["step"], steps[-1]["step"]

@@ -45,8 +45,8 @@ class MetricsLog:
 
     def rewind(self, step: int) -> None:
         """Drop lines of steps after `step`, and a last line cut short: the run repeats those
-        steps."""
-        if dist.get_global_rank() != 0 or not self._path.exists():
+        steps. Rank 0 calls it."""
+        if not self._path.exists():
             return
         kept = []
         for line in self._path.read_text().splitlines():

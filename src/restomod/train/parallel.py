@@ -18,6 +18,8 @@ the groups of HSDP, and what DDP reduces, waits for the last micro-batch of a st
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 from composer import Callback, Logger, State
 from composer.devices import Device, DeviceCPU, DeviceGPU
@@ -29,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from restomod.config import ParallelConfig
 from restomod.model.encoder import MaskedLM
+from restomod.train.fresh_store import fresh_store, is_handed_down
 from restomod.train.module import unwrap
 
 
@@ -48,6 +51,15 @@ def join_ranks(device: str, timeout_s: float) -> Device:
     composers: Device = (
         GPU(dist.get_local_rank() % torch.cuda.device_count()) if device == "cuda" else DeviceCPU()
     )
+    if is_handed_down():
+        rank, ranks = dist.get_global_rank(), dist.get_world_size()
+        torch.distributed.init_process_group(
+            composers.dist_backend,
+            timeout=timedelta(seconds=timeout_s),
+            store=fresh_store(rank, ranks, timeout_s),
+            rank=rank,
+            world_size=ranks,
+        )
     dist.initialize_dist(composers, timeout_s)
     return composers
 

@@ -44,6 +44,7 @@ from restomod.train.retention import Saved, saved
 log = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITTEN = "The checkpoint is not written, those before it are as they were"
 
 
 @dataclass
@@ -119,8 +120,9 @@ class _Writer(dcp.FileSystemWriter):
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an error of the disk that holds `folder` into a UserError that says what to do."""
+def disk_errors(folder: Path, result: str = UNWRITTEN) -> Iterator[None]:
+    """Turn an error of the disk that holds `folder` into a UserError that says what has become of
+    the run and what to do."""
     try:
         yield
     except Exception as error:
@@ -131,8 +133,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
         free = shutil.disk_usage(there).free
         what = "the disk is full" if cause.errno in FULL else "cannot be written"
         raise UserError(
-            f"{folder}: {what}: {cause.strerror}; {free:,} bytes are free there. The checkpoint is "
-            "not written, those before it are as they were: make room or choose another runs_dir "
+            f"{folder}: {what}: {cause.strerror}; {free:,} bytes are free there. "
+            f"{result}: make room or choose another runs_dir "
             "(checkpoint.keep says how many stay), and start again"
         ) from error
 

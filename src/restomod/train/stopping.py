@@ -53,6 +53,8 @@ class Stopper:
         self.requested = ""
         """The reason, one of REASONS; empty as long as nothing asks to stop."""
         self._breaks_in = True
+        self._others_may_leave = True
+        """Whether another rank may have left without agreeing: it may have been broken into."""
         self._interrupted_at = -float("inf")
         self._group: Any = None
         self._store: Any = None
@@ -76,6 +78,23 @@ class Stopper:
             self._ended.set()
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def staying(self) -> Iterator[None]:
+        """Keep our handlers while the block imports: Composer's import sets some of its own, which
+        exit at once and save nothing."""
+        original = signal.signal
+        signal.signal = lambda number, handler: signal.getsignal(number)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            signal.signal = original
+
+    def ignore(self) -> None:
+        """Leave SIGTERM and SIGUSR1 ignored when `listening` ends: a launcher sends SIGTERM to the
+        ranks that leave a little later than the first one, and their exit code must stay theirs."""
+        for number in self._before.keys() - {signal.SIGINT}:
+            self._before[number] = signal.SIG_IGN
 
     def watch(self, folder: Path, deadline: float) -> None:
         """Stop, too, when STOP appears in `folder`, and at `deadline` (monotonic seconds)."""
@@ -102,6 +121,7 @@ class Stopper:
 
             code = torch.tensor(REASONS.index(self.requested))
             dist.all_reduce(code, dist.ReduceOp.MAX, group=self._group)
+            self._others_may_leave = False
             reason = REASONS[int(code)]
             # A request that arrived meanwhile is told next time: nothing may take it back.
             self.requested = reason or self.requested
@@ -116,6 +136,7 @@ class Stopper:
     def hold(self, lossless: bool = False) -> None:
         """Only note requests from here on; or, if nothing can be lost, let them break in."""
         self._breaks_in = lossless
+        self._others_may_leave |= lossless
         self._break_in()
 
     def _break_in(self) -> None:
@@ -124,8 +145,12 @@ class Stopper:
             raise StopRequested(self.requested, agreed=False)
 
     def left_behind(self, error: RuntimeError) -> bool:
-        """Return whether `error` says that other ranks, asked to stop as this one is, have left."""
-        return bool(self.requested) and self._group is not None and "onnection" in str(error)
+        """Return whether `error` says that other ranks, asked to stop as this one is, have left.
+
+        Later on it says that one has failed, for which the launcher asks the others to stop.
+        """
+        asked = bool(self.requested) and self._group is not None
+        return asked and self._others_may_leave and "onnection" in str(error)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

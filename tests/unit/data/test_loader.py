@@ -107,6 +107,22 @@ def test_killed_worker_is_explained(load, code):
         until_it_fails()
 
 
+def test_workers_take_sigterm_from_their_main_process_alone(load, code):
+    recipe, sources = load(code, "data.workers=2")
+    before = set(children(os.getpid()))
+    batches = iter(Loader(recipe, sources))
+    next(batches)
+    workers = [str(pid) for pid in set(children(os.getpid())) - before]
+    subprocess.run(["kill", "-TERM", *workers], check=True)  # as torchrun does, to the whole group
+    for _ in range(1000):  # more than was prepared ahead
+        next(batches)
+    ends = [os.pidfd_open(int(worker)) for worker in workers]
+    for worker, end in zip(workers, ends, strict=True):
+        os.kill(int(worker), signal.SIGTERM)
+        assert select.select([end], [], [], 20)[0]
+        os.close(end)
+
+
 LEFT_ALONE = """
 import sys
 from restomod.data.loader import Loader

@@ -3,10 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
+import torch
 
 from restomod.train import stopping
 from restomod.train.stopping import (
@@ -47,6 +50,37 @@ def test_handlers_are_put_back():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+LEAVES = """
+import atexit, os, signal, sys
+from restomod.train.stopping import Stopper
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+with Stopper().listening() as stopper:
+    stopper.ignore()
+sys.exit(75)
+"""
+
+
+def test_rank_that_leaves_late_keeps_its_exit_code():
+    """A launcher sends SIGTERM to it when the first rank has ended."""
+    assert subprocess.run([sys.executable, "-c", LEAVES], check=False).returncode == 75
+
+
+IMPORTS = """
+import os, signal
+from restomod.train.stopping import Stopper
+with Stopper().listening() as stopper:
+    stopper.hold()
+    with stopper.staying():
+        import composer
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stopper.agree() == "SIGTERM"
+"""
+
+
+def test_composers_import_takes_no_handler():
+    assert subprocess.run([sys.executable, "-c", IMPORTS], check=False).returncode == 0
+
+
 def test_second_interrupt_ends_at_once_and_an_echo_of_the_first_does_not(stopper, monkeypatch):
     ended = []
     monkeypatch.setattr(os, "_exit", ended.append)
@@ -79,6 +113,20 @@ def test_signal_wakes_what_may_be_broken_into(stopper):
     with pytest.raises(StopRequested):
         time.sleep(30)
     assert time.monotonic() - began < 20
+
+
+def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopper, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *a, **k: None)
+    monkeypatch.setattr(stopper, "_group", object())
+    lost = RuntimeError("Connection closed by peer")
+    assert not stopper.left_behind(lost)
+    send(signal.SIGTERM)
+    assert stopper.left_behind(lost)
+    stopper.agree()
+    assert not stopper.left_behind(lost)  # a rank failed, and the launcher ends the others
+    with pytest.raises(StopRequested):
+        stopper.hold(lossless=True)
+    assert stopper.left_behind(lost)
 
 
 @pytest.mark.parametrize("way", ["file", "limit"])
