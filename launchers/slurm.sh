@@ -44,14 +44,14 @@ port=$((10000 + SLURM_JOB_ID % 20000))
 # One task per node. It ends by itself when its peers are gone, so that a node that saves a little
 # longer than another one may do so.
 srun --export=ALL --kill-on-bad-exit=0 --wait=0 --cpu-bind=none{% if profile.slurm.cpus %} --cpus-per-task={{ profile.slurm.cpus }}{% endif %} \
-  {{ container + command }} \
+  {{ in_container + command }} \
   --rendezvous "$address:$port" \
   -- {{ words }}
 code=$?
 
 # 75: saved, and wants to go on. Slurm itself requeues jobs whose node fails and preempted ones;
 # scancel ends this script at once, so that a cancelled job stays cancelled.
-if ((code == 75 && ${SLURM_RESTART_COUNT:-0} < {{ profile.slurm.max_requeues }})); then
+if ((code == 75 && ${SLURM_RESTART_COUNT:-0} < {{ profile.max_requeues }})); then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -65,6 +65,6 @@ while true; do
   start
   code=$?
   starts=$((starts + 1))
-  ((code == 75 && starts < {{ profile.torchrun.max_starts }})) && [[ -z $stopped ]] || exit "$code"
+  ((code == 75 && starts <= {{ profile.max_requeues }})) && [[ -z $stopped ]] || exit "$code"
   echo "saved; start $((starts + 1))" >&2
 done

@@ -1,9 +1,10 @@
 """`python -m restomod.launch.node`: what runs once on each node, between a scheduler and torchrun.
 
-Enters: how many nodes there are and which one this is, where they meet, the recipe's words. Leaves:
-an exit code that a scheduler understands, logs per rank and a record of the start in the run folder.
-It checks the recipe once before ranks are spawned, passes requests to stop on to ranks, turns their
-REQUEUE into exit code 75, and ends a node that is cut off from its peers. Imports no torch.
+Enters: how many nodes there are and which one this is, where they meet, the recipe's words.
+Leaves: an exit code that a scheduler understands, logs per rank and a record of the start in the
+run folder. It checks the recipe once before ranks are spawned, passes requests to stop on to ranks,
+turns their REQUEUE into exit code 75, and ends a node that is cut off from its peers. Imports no
+torch.
 """
 
 from __future__ import annotations

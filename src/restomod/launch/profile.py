@@ -1,8 +1,8 @@
 """The schema of a cluster's profile: what `restomod launch` must know of a cluster, and no recipe
 says.
 
-In: one YAML file per cluster. Out: a `Profile`, checked as strictly as a recipe. Read on the machine
-that launches; nodes see only what was rendered from it.
+In: one YAML file per cluster. Out: a `Profile`, checked as strictly as a recipe. Read on the
+machine that launches; nodes see only what was rendered from it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,6 @@ class SlurmProfile:
     """How `image` is run; none: `python` on the node itself."""
     output: str = ""
     """Log of the job, with Slurm's patterns; logs/slurm-JOB.log in the run folder when empty."""
-    max_requeues: int = 100
-    """Requeues after which a job that saved ends all the same, with exit code 75."""
 
 
 @dataclass
@@ -86,7 +84,7 @@ class KubernetesProfile:
     tolerated_taints: list[str] = field(default_factory=list)
     """Keys of taints that pods may ignore, for instance nvidia.com/gpu."""
     max_failures: int = 3
-    """Failed pods after which the job has failed; saved and preempted ones do not count."""
+    """Failed pods after which a job has failed; saved and preempted ones do not count."""
 
 
 @dataclass
@@ -113,8 +111,6 @@ class TorchrunProfile:
     remote_shell: list[str] = field(default_factory=lambda: ["ssh", "-tt", "-o", "BatchMode=yes"])
     """Command that takes a host and a command for its bash. Ending it must end the command there:
     for ssh, -tt."""
-    max_starts: int = 100
-    """Starts after which a run that saved ends all the same, with exit code 75."""
 
 
 @dataclass
@@ -143,6 +139,8 @@ class Profile:
     """Rendezvous port on the first node; Slurm jobs take one worked out from the job's number."""
     restarts: int = 3
     """Times that torchrun starts the ranks again when one of them dies."""
+    max_requeues: int = 100
+    """Times that a run which saved is started again. An indexed Job and SkyPilot do not count."""
     peers_timeout: str = "15m"
     """Time that a node without running ranks waits for its peers before it ends with exit code
     75."""
@@ -221,11 +219,10 @@ def _impossible_values(profile: Profile) -> Problems:
     for key, value, least in (
         ("restarts", profile.restarts, 0),
         ("slurm.cpus", profile.slurm.cpus, 0),
-        ("slurm.max_requeues", profile.slurm.max_requeues, 0),
+        ("max_requeues", profile.max_requeues, 0),
         ("kubernetes.max_failures", profile.kubernetes.max_failures, 0),
         ("kubernetes.user_id", profile.kubernetes.user_id, 1),
         ("skypilot.disk_gb", profile.skypilot.disk_gb, 1),
-        ("torchrun.max_starts", profile.torchrun.max_starts, 1),
     ):
         if value < least:
             bad.append((key, f"{value}: must be at least {least}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -18,18 +19,11 @@ from typing import Any
 
 from restomod.launch.words import is_secret
 
-KEPT = ("NCCL_", "GLOO_", "TORCH", "CUDA_", "OMP_", "FI_", "UCX_", "SLURM_", "KUBERNETES_", "JOB_")
-KEPT += (
-    "SKYPILOT_",
-    "RESTOMOD_",
-    "PYTHON",
-    "LD_LIBRARY_PATH",
-    "PATH",
-    "VIRTUAL_ENV",
-    "HF_",
-    "TRITON_",
+KEPT = re.compile(
+    "(NCCL|GLOO|TORCH|CUDA|OMP|FI|UCX|SLURM|KUBERNETES|JOB|SKYPILOT|RESTOMOD|PYTHON|HF|TRITON).*"
+    "|PATH|LD_LIBRARY_PATH|VIRTUAL_ENV"
 )
-"""Beginnings of the names of variables that are recorded with their values."""
+"""Variables that are recorded with their values."""
 PACKAGES = ("restomod", "torch", "mosaicml", "mosaicml-streaming", "transformers", "numpy")
 
 
@@ -57,7 +51,7 @@ def kept(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(environment.items())
-        if name.startswith(KEPT) and not is_secret(name, value)
+        if KEPT.fullmatch(name) and not is_secret(name, value)
     }
 
 

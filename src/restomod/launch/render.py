@@ -1,7 +1,7 @@
 """From a recipe and a profile to the text that a scheduler takes.
 
-In: a `Job`. Out: a script or a manifest, made from a template in launchers/, in which every value has
-been quoted by `words.py` for the language of the template. `submit.py` is the caller.
+In: a `Job`. Out: a script or a manifest, made from a template in launchers/, in which every value
+has been quoted by `words.py` for the language of the template. `submit.py` is the caller.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from restomod.config import Recipe
 from restomod.errors import UserError
 from restomod.launch.profile import Profile, need
-from restomod.launch.words import label, pod, sbatch, shell, yaml
+from restomod.launch.words import Quoted, label, pod, sbatch, words, yaml
 from restomod.units import parse_duration
 
 TEMPLATES = Path(__file__).parents[3] / "launchers"
@@ -125,19 +125,28 @@ def _values(job: Job) -> dict[str, Any]:
         "time_limit_s": math.ceil(parse_duration(profile.time_limit)),
         "output": profile.slurm.output or f"{job.run_folder}/logs/slurm-%j.log",
         "export": ",".join(SBATCH_EXPORT),
-        "container": _container(profile),
+        "in_container": _container(profile),
         "hosts": profile.torchrun.hosts[: job.nodes],
         "mounts": [
             {
                 "name": f"mount-{n}",
-                "kind": mount.source.partition(":")[0] if ":" in mount.source else "folder",
-                "source": mount.source.partition(":")[2] if ":" in mount.source else mount.source,
+                "volume": _volume(mount.source),
                 "target": mount.target,
                 "read_only": mount.read_only,
             }
             for n, mount in enumerate(profile.mounts)
         ],
     }
+
+
+def _volume(source: str) -> Quoted:
+    """Return a pod's volume, as YAML."""
+    kind, _, name = source.rpartition(":")
+    if kind == "pvc":
+        return Quoted(f"persistentVolumeClaim: {{claimName: {yaml(name)}}}")
+    if kind == "scratch" or source == "scratch:":
+        return Quoted("emptyDir: {}")
+    return Quoted(f"hostPath: {{path: {yaml(source)}, type: Directory}}")
 
 
 def _container(profile: Profile) -> list[str]:
@@ -164,15 +173,11 @@ def _slurm_time(seconds: float) -> str:
 def _fill(template: str, values: dict[str, Any]) -> str:
     import jinja2
 
-    quote = shell if template.endswith(".sh") else yaml
+    quote = words if template.endswith(".sh") else yaml
 
     def finalize(value: Any) -> Any:
-        from restomod.launch.words import Quoted
-
         if isinstance(value, Quoted | jinja2.Undefined):
             return value
-        if isinstance(value, list) and quote is shell:
-            return " ".join(shell(word) for word in value)
         return quote(value)
 
     if not (TEMPLATES / template).is_file():
@@ -181,10 +186,11 @@ def _fill(template: str, values: dict[str, Any]) -> str:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         finalize=finalize,
-        autoescape=False,  # noqa: S701 - no HTML; `finalize` quotes everything
+        autoescape=False,  # which is HTML's; `finalize` quotes everything
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"shell": shell, "sbatch": sbatch, "pod": pod}
+    # A `command` of the profile is one already.
+    environment.filters |= {"shell": words, "sbatch": sbatch, "pod": pod, "command": Quoted}
     return environment.get_template(template).render(values)

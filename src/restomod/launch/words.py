@@ -48,9 +48,9 @@ def is_secret(name: str, value: str = "") -> bool:
     return not folder and bool(_SECRET_NAME.search(name) or _USER_IN_URL.search(value))
 
 
-def check_words(words: Sequence[str]) -> None:
+def check_words(given: Sequence[str]) -> None:
     """Raise UserError for a recipe's path or override that no script can carry."""
-    for word in words:
+    for word in given:
         if not word or not word.isprintable():
             raise UserError(f"{word!r}: holds what cannot be printed, which no script carries")
         if word.startswith("-"):
@@ -62,9 +62,10 @@ def check_words(words: Sequence[str]) -> None:
             )
 
 
-def shell(value: Any) -> Quoted:
-    """Quote a value for a POSIX shell."""
-    return Quoted(shlex.quote(_text(value)))
+def words(value: Any) -> Quoted:
+    """Quote a value, or each of a list, for a POSIX shell."""
+    parts = value if isinstance(value, list) else [value]
+    return Quoted(" ".join(shlex.quote(_text(part)) for part in parts))
 
 
 def sbatch(value: Any) -> Quoted:

@@ -1,0 +1,110 @@
+"""`restomod launch --on slurm` on a real Slurm: a job that is signalled, loses a node, reaches its
+time limit, and ends as a run that nothing disturbed; and one that is cancelled."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from restomod.train.manifest import newest_checkpoint
+from tests.conftest import Tiny, metrics
+from tests.integration.test_resume import exactly
+from tests.slurm import Slurm, programs, until
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    bool(programs()), reason="needs Slurm: apt-get install --no-install-recommends slurm-wlm munge"
+)
+STEPS = 300
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory):
+    cluster = Slurm(tmp_path_factory.mktemp("slurm"), nodes=3)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of a long run, which a cluster may stop a minute before its time."""
+    return tiny.write(
+        tmp_path_factory.mktemp("recipe") / "recipe.yaml",
+        phases__slots=STEPS * 4 * 512,
+        evaluation__every_steps=STEPS // 2,
+        checkpoint__every_steps=50,
+        faults__grace="20s",
+    )
+
+
+def launched(slurm: Slurm, folder: Path, *words: object) -> str:
+    """Submit to two nodes; return the job's number."""
+    profile = folder / "profile.yaml"
+    # The job sees none of this process's variables, as it is meant to.
+    facts = {"python": sys.executable, "workdir": str(ROOT), "time_limit": "10m"}
+    facts["env"] = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    profile.write_text(yaml.safe_dump(facts))
+    command = [Path(sys.executable).parent / "restomod", "launch", *words, "--on", "slurm"]
+    command += ["--profile", profile, "--nodes=2", "--gpus-per-node=0", "--procs-per-node=1"]
+    environment = {**slurm.environment, "WANDB_API_KEY": "hidden-value"}
+    done = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return re.search(r"scancel (\d+) ", done.stdout)[1]
+
+
+def test_run_survives_what_a_cluster_does_to_it(tiny, train, slurm, recipe, tmp_path):
+    code, text = train(recipe, "run_name=unbroken", world_size=2)
+    assert code == 0, text
+    folder = tiny.folder / "runs" / "on-slurm"
+    job = launched(slurm, tmp_path, recipe, f"run_name={folder.name}")
+
+    def steps_after(resumes: int, steps: int) -> None:
+        """Wait for so many steps after as many resumes."""
+
+        def there() -> bool:
+            assert slurm.job(job)["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING")
+            resumed = metrics(folder, "resume")
+            start = resumed[-1]["from_step"] if resumed else 0
+            return len(resumed) == resumes and len(metrics(folder)) >= start + steps
+
+        until(there, 120)
+
+    steps_after(0, 30)
+    slurm("scancel", "--signal=USR1", job)
+    steps_after(1, 30)
+    assert metrics(folder, "resume")[0]["from_step"] not in (0, 50, 100, 150)  # where it was asked
+    lost = slurm.job(job)["NodeList"]
+    first = slurm("scontrol", "show", "hostnames", lost).split()[0]
+    slurm("scontrol", "update", f"NodeName={first}", "State=down", "Reason=test")
+    steps_after(2, 20)
+    assert first not in slurm("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
+    # The limit comes close: its signal is due at once.
+    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    steps_after(3, 1)
+    until(lambda: slurm.job(job)["JobState"] == "COMPLETED", 120)
+    assert slurm.job(job)["Restarts"] == "3"
+    assert exactly(folder) == exactly(tiny.folder / "runs" / "unbroken")
+    log = (folder / "logs" / f"slurm-{job}.log").read_text()
+    everything = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
+    assert b"hidden-value" not in everything + log.encode()
+
+
+def test_cancelled_job_saves_and_stays_cancelled(tiny, slurm, recipe, tmp_path):
+    folder = tiny.folder / "runs" / "cancelled"
+    job = launched(slurm, tmp_path, recipe, f"run_name={folder.name}")
+    until(lambda: len(metrics(folder)) >= 30, 120)
+    slurm("scancel", job)
+    until(lambda: slurm.job(job)["JobState"] == "CANCELLED", 60)
+    until(lambda: slurm.job(job)["EndTime"] != "Unknown", 60)
+    until(lambda: (folder / "REQUEUE").exists(), 40)
+    told = json.loads((folder / "REQUEUE").read_text())
+    assert told["reason"] == "SIGTERM"
+    assert newest_checkpoint(folder)[1]["step"] == told["step"] >= 30
+    until(lambda: not slurm("squeue", "-h", "-j", job).strip(), 60)
+    assert slurm.job(job)["Restarts"] == "0"
