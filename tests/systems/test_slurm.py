@@ -31,13 +31,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def recipe(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of a long run, which a cluster may stop a minute before its time."""
+    """One of a long run, which wants its signal 100 s before a time limit."""
     return tiny.write(
         tmp_path_factory.mktemp("recipe") / "recipe.yaml",
         phases__slots=STEPS * 4 * 512,
         evaluation__every_steps=STEPS // 2,
         checkpoint__every_steps=50,
-        faults__grace="20s",
+        faults__grace="100s",
     )
 
 
@@ -84,8 +84,9 @@ def test_run_survives_what_a_cluster_does_to_it(tiny, train, slurm, recipe, tmp_
     slurm("scontrol", "update", f"NodeName={first}", "State=down", "Reason=test")
     steps_after(2, 20)
     assert first not in slurm("scontrol", "show", "hostnames", slurm.job(job)["NodeList"]).split()
-    # The limit comes close: its signal is due at once.
-    slurm("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    # With one to two minutes left, the signal is due.
+    hours, minutes, _ = map(int, slurm.job(job)["RunTime"].split(":"))
+    slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={60 * hours + minutes + 2}")
     steps_after(3, 1)
     until(lambda: slurm.job(job)["JobState"] == "COMPLETED", 120)
     assert slurm.job(job)["Restarts"] == "3"

@@ -20,6 +20,7 @@ from restomod.launch.words import (
     QUANTITY,
     SBATCH,
     VARIABLE,
+    VOLUME,
     is_secret,
     unprintable,
 )
@@ -193,7 +194,7 @@ def _impossible(profile: Profile) -> Problems:
     for n, host in enumerate(profile.torchrun.hosts):
         fits(f"torchrun.hosts.{n}", host, HOST, empty=False)
     for n, mount in enumerate(profile.mounts):
-        fits(f"mounts.{n}.source", mount.source, PATH, empty=False)
+        fits(f"mounts.{n}.source", mount.source, VOLUME, empty=False)
         fits(f"mounts.{n}.target", mount.target, PATH, empty=False)
     for name in [*profile.env, *profile.secrets]:
         fits("env" if name in profile.env else "secrets", name, VARIABLE, empty=False)

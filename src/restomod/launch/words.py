@@ -24,8 +24,9 @@ OBJECT_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?")
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]*")
 """Hosts, addresses, interfaces; never an option of the command that takes them."""
 IMAGE = re.compile(r"[A-Za-z0-9/][A-Za-z0-9._:/@#+-]*")
-PATH = re.compile(r"[^\s:,'\"\\`$;&|<>()*?!#-][^\s,'\"\\`$;&|<>()*?!#]*")
-"""Paths, pvc:CLAIM and scratch: of a profile: what no shell and no mount option reads otherwise."""
+PATH = re.compile(r"[^\s:,'\"\\`$;&|<>()*?!#-][^\s:,'\"\\`$;&|<>()*?!#]*")
+"""Paths of a profile: what no shell and no mount option reads otherwise."""
+VOLUME = re.compile(rf"pvc:{OBJECT_NAME.pattern}|scratch:|{PATH.pattern}")
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?|Ki)?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LABEL_LENGTH = 40
