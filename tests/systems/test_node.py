@@ -88,3 +88,72 @@ def test_time_limit_signal_saves_and_asks_for_requeue(tiny, unbroken, tmp_path):
         assert [start["words"] for start in starts] == [list(map(str, words))] * 2
     everything = b"".join(p.read_bytes() for p in folder.rglob("*") if p.is_file())
     assert b"hidden-value" not in everything + nodes.text.encode()
+
+
+def test_signal_to_every_process_of_a_job_saves(tiny, unbroken, tmp_path):
+    """As Slurm cancels: torchrun and the loaders get SIGTERM, too."""
+    recipe, _ = unbroken
+    folder = tiny.folder / "runs" / tmp_path.name
+    nodes = Nodes(tmp_path, recipe, f"run_name={folder.name}", "phases.0.slots=200K", ranks=2)
+    nodes.await_steps(folder, 7)
+    wrapper = psutil.Process(nodes.processes[0].pid)
+    for process in [wrapper, *wrapper.children(recursive=True)]:
+        process.terminate()
+    assert nodes.codes() == [75], nodes.text
+    told = json.loads((folder / "REQUEUE").read_text())
+    assert newest_checkpoint(folder)[1]["step"] == told["step"] == len(metrics(folder))
+
+
+def test_stop_file_is_a_persons_and_no_reason_to_go_on(tiny, unbroken, tmp_path):
+    recipe, _ = unbroken
+    folder = tiny.folder / "runs" / tmp_path.name
+    nodes = Nodes(tmp_path, recipe, f"run_name={folder.name}", "phases.0.slots=200K")
+    nodes.await_steps(folder, 3)
+    (folder / "STOP").touch()
+    assert nodes.codes() == [130], nodes.text
+
+
+def test_ranks_end_with_a_killed_wrapper(tiny, unbroken, tmp_path):
+    recipe, _ = unbroken
+    folder = tiny.folder / "runs" / tmp_path.name
+    nodes = Nodes(tmp_path, recipe, f"run_name={folder.name}", "phases.0.slots=5M")
+    nodes.await_steps(folder, 3)
+    below = psutil.Process(nodes.processes[0].pid).children(recursive=True)
+    nodes.processes[0].kill()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert alive == []
+
+
+def test_mistake_in_a_recipe_is_told_once_and_starts_nothing(unbroken, tmp_path):
+    recipe, _ = unbroken
+    nodes = Nodes(tmp_path, recipe, "phases.0.batch_row=4", nodes=2)
+    assert nodes.codes() == [2, 2]
+    assert nodes.text.count("did you mean") == 1
+    assert "torch.distributed" not in nodes.text
+
+
+def test_mistake_that_only_ranks_find_ends_with_its_code(tiny, unbroken, tmp_path):
+    recipe, _ = unbroken
+    name = f"run_name={tmp_path.name}"
+    nodes = Nodes(tmp_path, recipe, name, "tokenizer=not-there", ranks=2, restarts=3)
+    assert nodes.codes() == [2], nodes.text
+    assert "not-there" in nodes.text
+    assert len(list((tiny.folder / "runs" / tmp_path.name).rglob("attempt_*"))) == 1
+
+
+def test_node_without_peers_ends_and_wants_to_go_on(tiny, unbroken, tmp_path):
+    recipe, _ = unbroken
+    nodes = Nodes(tmp_path, recipe, f"run_name={tmp_path.name}", nodes=2, peers_timeout="4s")
+    nodes.processes[1].kill()
+    assert nodes.processes[0].wait(timeout=60) == 75, nodes.text
+    assert "no rank runs here" in nodes.text
+
+
+def test_request_before_ranks_run_loses_nothing(tiny, unbroken, tmp_path):
+    recipe, _ = unbroken
+    nodes = Nodes(tmp_path, recipe, f"run_name={tmp_path.name}", nodes=2)
+    nodes.processes[1].kill()
+    while "runs /" not in nodes.text:
+        time.sleep(0.05)
+    nodes.processes[0].terminate()
+    assert nodes.processes[0].wait(timeout=60) == 75, nodes.text

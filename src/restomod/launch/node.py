@@ -10,6 +10,7 @@ torch.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import logging
@@ -99,7 +100,8 @@ class Node:
         self._agent: subprocess.Popen | None = None
         self._request: signal.Signals | None = None
         self._told: set[int] = set()
-        self._ran_at = time.monotonic()
+        self._ran_at: float | None = None
+        """When a rank was last seen."""
         self._cut_off = False
 
     def run(self) -> int:
@@ -118,7 +120,7 @@ class Node:
             start_new_session=True,
             preexec_fn=lambda: _shield(libc),
         )
-        self._watch(self._agent, before)
+        self._watch(self._agent, before, attempts)
         codes = _left_codes(self._logs, attempts)
         return self._verdict(self._agent.wait(), before, codes)
 
@@ -142,9 +144,9 @@ class Node:
             *("train.py", *given.words),
         ]
 
-    def _watch(self, agent: subprocess.Popen, before: Any) -> None:
+    def _watch(self, agent: subprocess.Popen, before: Any, attempts: set[Path]) -> None:
         """Return when the agent has ended, if need be by our hand."""
-        looked = 0.0
+        looked, began = 0.0, time.monotonic()
         while agent.poll() is None:
             time.sleep(POLL_S)
             now = time.monotonic()
@@ -158,24 +160,27 @@ class Node:
             saved = _stamp(self._folder / "REQUEUE") not in (before, None)
             if self._request and not saved:
                 self._pass_on(agent, ranks)
+            if 2 in _left_codes(self._logs, attempts):
+                _end(agent)  # which would start them again, in vain
             patience = LEAVE_S if saved else self._arguments.peers_timeout
-            if not ranks and now - self._ran_at > patience:
+            if not ranks and now - (self._ran_at or began) > patience:
                 log.warning("no rank runs here for %.0f s: ending torchrun", patience)
                 _end(agent)
                 self._cut_off = True
 
     def _pass_on(self, agent: subprocess.Popen, ranks: Sequence[psutil.Process]) -> None:
-        """Send the request to every rank that listens and has not had it; without ranks, there is
-        nothing to save."""
+        """Send the request to every rank that listens and has not had it; before there are ranks,
+        there is nothing to save."""
         assert self._request is not None
-        if not ranks:
+        if not ranks and not self._ran_at:
             log.info("%s before ranks run: nothing to save", self._request.name)
             self._cut_off = True
             _end(agent)
         for rank in ranks:
             if rank.pid not in self._told and _listens(rank.pid):
                 self._told.add(rank.pid)
-                rank.send_signal(self._request)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    rank.send_signal(self._request)
                 log.info("%s passed on to process %d", self._request.name, rank.pid)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -240,14 +245,17 @@ def _own_address(host: str, port: int) -> str:
 
 def _ranks(agent: int) -> list[psutil.Process]:
     """Return the agent's children that are ranks."""
-    found = []
     try:
-        for child in psutil.Process(agent).children():
-            if child.status() != psutil.STATUS_ZOMBIE and "RANK" in child.environ():
-                found.append(child)
-    except psutil.Error:  # which has just ended: the next look is soon
-        pass
-    return found
+        return [child for child in psutil.Process(agent).children() if _is_rank(child)]
+    except psutil.NoSuchProcess:  # the agent has just ended
+        return []
+
+
+def _is_rank(child: psutil.Process) -> bool:
+    try:
+        return child.status() != psutil.STATUS_ZOMBIE and "RANK" in child.environ()
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def _listens(pid: int) -> bool:
