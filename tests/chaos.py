@@ -29,7 +29,7 @@ from restomod.errors import UserError
 from restomod.recipe import check_world, load_recipe
 from restomod.timeline import Timeline
 from restomod.train.ledger import FILE as LEDGER
-from tests.chaos_faults import Broken, Ordeal, possible_kinds
+from tests.chaos_faults import Broken, Fault, Ordeal, possible_kinds
 from tests.conftest import metrics  # which gives each rank one thread
 from tests.integration.test_resume import exactly
 from tests.small_disk import SmallDisk
@@ -111,13 +111,14 @@ def chaos(words: list[str], faults: int, seed: int, ranks: int, out: Path) -> in
         ordeal = Ordeal(words, recipe, ranks, out, disk.folder / "chaotic", disk, draw)
         happened = _suffer(ordeal, [(step, kind, kinds[kind]) for step, kind in plan])
         chaotic = out / "chaotic"
-        shutil.copytree(ordeal.folder, chaotic, ignore=shutil.ignore_patterns("checkpoints"))
-        problems = ordeal.problems
-    if not problems:
+        if ordeal.folder.exists():
+            shutil.copytree(ordeal.folder, chaotic, ignore=shutil.ignore_patterns("checkpoints"))
+    problems = ordeal.problems
+    if ordeal.finished:
         unbroken = ordeal.train_unbroken(chaotic / LEDGER)
-        problems = ordeal.problems or differences(chaotic, unbroken, steps)
+        problems += differences(chaotic, unbroken, steps)
         entries = len(metrics(unbroken, "skipped_step"))
-        _say(f"the unbroken run skipped {entries} steps of the ledger that it was given")
+        _say(f"the unbroken run skipped {entries} steps by the ledger that it was given")
     return verdict(happened, faults, steps, problems)
 
 
@@ -143,12 +144,12 @@ def _plan(
     return list(zip(sorted(draw.sample(between, faults)), drawn, strict=False))
 
 
-def _suffer(ordeal: Ordeal, plan: list[tuple[int, str, object]]) -> list[Happened]:
+def _suffer(ordeal: Ordeal, plan: list[tuple[int, str, Fault]]) -> list[Happened]:
     """Train to the end, with each fault at its step; return those that happened."""
     happened: list[Happened] = []
+    ordeal.start()
+    _say(HEAD)
     try:
-        ordeal.start()
-        _say(HEAD)
         for step, kind, fault in plan:
             if not ordeal.reach(step):
                 break  # the run is over

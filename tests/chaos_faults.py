@@ -7,6 +7,7 @@ have ended, or go on by themselves, and says what the next start must do.
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -68,6 +69,8 @@ class Ordeal:
         self.sources = {name: Path(recipe.data.streams[name].path).absolute() for name in self.data}
         self.cache = out / "cache"
         self.problems: list[str] = []
+        self.finished = False
+        """Whether the run has come to its end."""
         self.ranks: Ranks
         self._out = out
         self._starts = 0
@@ -176,6 +179,7 @@ class Ordeal:
         self.reach(10**12)
         if set(self.ranks.codes) != {0}:
             raise Broken(f"the run ended with {self.ranks.codes} where nothing was done to it")
+        self.finished = True
 
     def wait(self) -> str:
         """Wait until all ranks have ended; return with what they did."""
@@ -253,6 +257,12 @@ def ask(reason: str, ordeal: Ordeal, alone: bool = False) -> Outcome:
     return Outcome(ended, step=asks["step"])
 
 
+def flip_bit(file: Path, draw: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content)
+
+
 def damage(how: str, ordeal: Ordeal) -> Outcome:
     """Damage the newest checkpoint: it must be named, and the one before it be used."""
     ordeal.ranks.kill()
@@ -261,14 +271,11 @@ def damage(how: str, ordeal: Ordeal) -> Outcome:
     file = ordeal.draw.choice(sorted((folder / STATE).glob("*.distcp")))
     name = f"{STATE}/{file.name}"
     if how == "truncated":
-        content = file.read_bytes()
-        size = ordeal.draw.randrange(len(content))
-        file.write_bytes(content[:size])
+        size = ordeal.draw.randrange(file.stat().st_size)
+        os.truncate(file, size)
         problem = f"{name} is damaged: {size} bytes"
     elif how == "flipped":
-        content = bytearray(file.read_bytes())
-        content[ordeal.draw.randrange(len(content))] ^= 1 << ordeal.draw.randrange(8)
-        file.write_bytes(content)
+        flip_bit(file, ordeal.draw)
         problem = f"{name} is damaged: its sha256"
     elif how == "deleted":
         file.unlink()
@@ -308,9 +315,7 @@ def damage_cache(ordeal: Ordeal) -> Outcome:
         if number % 2:
             file.unlink()
         else:
-            content = bytearray(file.read_bytes())
-            content[ordeal.draw.randrange(len(content))] ^= 1
-            file.write_bytes(content)
+            flip_bit(file, ordeal.draw)
     return Outcome(f"{len(files)} shards in the cache changed or deleted")
 
 

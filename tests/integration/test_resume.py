@@ -92,8 +92,10 @@ def test_broken_newest_checkpoint_is_named_and_the_one_before_it_used(tiny, trai
 def test_complete_run_is_left_alone(train, unbroken):
     recipe, folder = unbroken
     before = (folder / "metrics.jsonl").read_text()
+    (folder / "REQUEUE").touch()  # would start it for ever
     code, text = train(recipe, "run_name=unbroken")
     assert code == 0
+    assert not (folder / "REQUEUE").exists()
     assert "complete" in text
     assert (folder / "metrics.jsonl").read_text() == before
 

@@ -84,7 +84,7 @@ def test_ranks_save_and_ask_for_requeue(tiny, train, unbroken, tmp_path, launche
     while process.poll() is None and len(metrics(folder)) < 7:
         time.sleep(0.01)
     stop(process, folder)
-    process.wait(timeout=120)
+    process.wait(timeout=240)
     text = (tmp_path / "log").read_text()
     assert process.returncode == code, text
     step = json.loads((folder / "REQUEUE").read_text())["step"]

@@ -30,7 +30,7 @@ from restomod.model.cpu import keep_freed_memory
 from restomod.optim.build import build_optimizer
 from restomod.tools.average import AVERAGED, average_at_end
 from restomod.tools.report import write_report
-from restomod.train.agreement import Group, gloo_group, on_first
+from restomod.train.agreement import Group, gloo_group, leads_node, on_first
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
@@ -96,6 +96,8 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
     when the run was saved because `stopper` asked for it.
     """
     recipe = run.recipe
+    if leads_node():
+        clear_requeue(recipe.run_folder)
     uploads = _uploads(run)
     if run.start.folder and run.start.step >= run.start.timeline.end_step:
         log.info("%s: the run is complete at step %d", recipe.run_folder, run.start.step)
@@ -123,6 +125,8 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
             rolled_back["deviations"],
             run.start.step,
         )
+    if leads_node():
+        clear_requeue(recipe.run_folder)  # a step may have outlasted the watchdog, and ended
     if uploads:
         uploads.wait()
     on_first(lambda: _conclude(recipe), run.group)
@@ -220,8 +224,6 @@ def _fit(
     if rolled_back:
         spike = {**rolled_back, "spike_step": rolled_back["step"], "step": start.step}
         metrics.write("rollback", **spike)
-    if rank == 0:
-        clear_requeue(folder)
     trainer = Trainer(
         model=TrainedModel(model),
         train_dataloader=DataSpec(

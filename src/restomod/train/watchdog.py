@@ -17,6 +17,7 @@ from pathlib import Path
 
 from composer import Callback, Logger, State
 
+from restomod.train.agreement import leads_node
 from restomod.train.stopping import REQUEUE_CODE, leave_requeue
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class Watchdog(Callback):
         self._step = 0
         self._beat = time.monotonic()
         self._ended = threading.Event()
+        self._hangs = threading.Event()
 
     def beat(self) -> None:
         """Say that something was finished."""
@@ -42,11 +44,17 @@ class Watchdog(Callback):
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch until the end of the block."""
+        """Watch until the end of the block. If that fails in a hang, since other ranks have ended,
+        this one ends as they do."""
         self.beat()
-        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+        thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+        thread.start()
         try:
             yield
+        except Exception:
+            if self._hangs.is_set():
+                thread.join()
+            raise
         finally:
             self._ended.set()
 
@@ -63,6 +71,7 @@ class Watchdog(Callback):
                 self._end()
 
     def _end(self) -> None:
+        self._hangs.set()
         stacks = self._folder / "hangs" / f"step-{self._step:08d}-rank-{self._rank:05d}.txt"
         log.error(
             "rank %d on %s: nothing was finished for %g s after step %d; its stack is in %s. "
@@ -83,7 +92,8 @@ class Watchdog(Callback):
             file.write("".join(["main thread:\n", *traceback.format_stack(main)]))
             file.flush()  # faulthandler writes past it, and 100 threads at most
             faulthandler.dump_traceback(file, all_threads=True)
-        if self._rank == 0:
+        if leads_node():
             leave_requeue(self._folder, "hang", self._step)
         time.sleep(GRACE_S)
-        os._exit(REQUEUE_CODE)
+        if not self._ended.is_set():
+            os._exit(REQUEUE_CODE)  # under torchrun, too: a failure makes it restart
