@@ -17,14 +17,16 @@ import yaml
 from restomod.train.manifest import newest_checkpoint
 from tests.conftest import Tiny, Trainings, metrics
 from tests.integration.test_resume import exactly
-from tests.s3 import ENVIRONMENT, BUCKET, Server
+from tests.s3 import BUCKET, ENVIRONMENT, Server
 from tests.systems.test_nodes import ip
 
 ROOT = Path(__file__).parents[2]
 SHELL = """#!/bin/bash
-# The remote shell of a test: a host is a namespace, in which its own disk lies where all have theirs.
-exec ip netns exec "$1" bash -c 'mount --bind "$0" "$1" && exec bash -c "$2"' \\
-  {folder}/"$1" {folder}/disk "$2"
+# The remote shell of a test: an address belongs to a namespace, in which its disk lies where all
+# have theirs.
+host=$(cat {folder}/names/"$1")
+exec ip netns exec "$host" bash -c 'mount --bind "$0" "$1" && exec bash -c "$2"' \\
+  {folder}/"$host" {folder}/disk "$2"
 """
 
 
@@ -35,6 +37,9 @@ class Network:
     folder: Path
     hosts: list[str]
     address: str
+    """Of the bridge."""
+    url: str = ""
+    """Of the S3 server."""
 
     def disk(self, host: str) -> Path:
         return self.folder / host
@@ -67,11 +72,13 @@ def network(tmp_path: Path):
                 ip("-n", host, "address", "add", f"10.77.0.{n}/24", "dev", "link0")
                 for name in ("lo", "link0"):
                     ip("-n", host, "link", "set", name, "up")
-                ip("netns", "exec", host, "mount", "--bind", str(tmp_path), str(tmp_path))
         except subprocess.CalledProcessError as error:
             pytest.skip(f"needs the right to make namespaces: {error.stderr}")
-        for name in (*made.hosts, "disk"):
+        for name in (*made.hosts, "disk", "names"):
             (tmp_path / name).mkdir()
+        for n, host in enumerate(made.hosts, 1):
+            (tmp_path / "names" / host).write_text(f"10.77.0.{n}")
+            (tmp_path / "names" / f"10.77.0.{n}").write_text(host)
         (tmp_path / "shell").write_text(SHELL.format(folder=tmp_path))
         (tmp_path / "shell").chmod(0o755)
         yield made
@@ -85,15 +92,8 @@ def network(tmp_path: Path):
 
 
 def launched(network: Network, hosts: list[str], *words: object) -> subprocess.Popen:
-    """Launch on hosts, the first of which the others find under its address."""
-    addresses = {host: f"10.77.0.{n}" for n, host in enumerate(network.hosts, 1)}
-    names = network.folder / "names"
-    names.mkdir(exist_ok=True)
-    for host in hosts:  # the remote shell is given addresses, as ssh would be
-        (names / addresses[host]).write_text(host)
-    shell = network.folder / "by-address"
-    shell.write_text(f'#!/bin/bash\nexec {network.folder}/shell "$(cat {names}/"$1")" "$2"\n')
-    shell.chmod(0o755)
+    """Launch on hosts, of which the first one is where nodes meet."""
+    addresses = [(network.folder / "names" / host).read_text() for host in hosts]
     (network.folder / "secrets.sh").write_text(
         "".join(f"{name}={value}\n" for name, value in ENVIRONMENT.items())
     )
@@ -105,7 +105,7 @@ def launched(network: Network, hosts: list[str], *words: object) -> subprocess.P
         "secrets": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
         "secrets_file": str(network.folder / "secrets.sh"),
         "env": {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
-        "torchrun": {"hosts": [addresses[h] for h in hosts], "remote_shell": [str(shell)]},
+        "torchrun": {"hosts": addresses, "remote_shell": [str(network.folder / "shell")]},
     }
     facts["env"]["AWS_ENDPOINT_URL"] = network.url
     profile.write_text(yaml.safe_dump(facts))
@@ -129,7 +129,8 @@ def test_run_goes_on_exactly_on_hosts_that_share_no_disk(
 
     def stored() -> int:
         listed = server.client().list_objects_v2(Bucket=BUCKET).get("Contents", [])
-        return sum(item["Key"].endswith("manifest.json") for item in listed)
+        names = [item["Key"] for item in listed]
+        return sum("/step-" in name and name.endswith("manifest.json") for name in names)
 
     try:
         first, second = network.hosts
