@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from restomod.train.manifest import newest_checkpoint
 from tests.conftest import Tiny, Trainings, metrics
 from tests.integration.test_resume import exactly
 from tests.s3 import BUCKET, ENVIRONMENT, Server
@@ -150,7 +149,6 @@ def test_run_goes_on_exactly_on_hosts_that_share_no_disk(
     run = network.disk(first) / "runs" / "moved"
     assert exactly(run) == exactly(tmp_path / "whole" / "moved")
     assert metrics(run, "resume")[-1]["from_step"] >= 10
-    assert newest_checkpoint(network.disk(second) / "runs" / "moved")[1]["step"] == 48
     assert (network.disk(second) / "runs" / "moved" / "logs" / "node-0").is_dir()
     everything = b"".join(p.read_bytes() for p in tmp_path.rglob("logs/**/*") if p.is_file())
     assert ENVIRONMENT["AWS_SECRET_ACCESS_KEY"].encode() not in everything
