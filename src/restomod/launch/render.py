@@ -89,6 +89,12 @@ def _check(job: Job) -> None:
     else:
         bad = [m.source for m in profile.mounts if m.source.startswith(("pvc:", "scratch:"))]
         need(not bad, f"mounts: {bad}: only Kubernetes has such volumes")
+    limit_s = parse_duration(profile.time_limit)
+    need(
+        2 * job.grace_s < limit_s,
+        f"time_limit: {profile.time_limit} is not twice faults.grace {job.recipe.faults.grace}: "
+        "a run that is signalled while it starts saves nothing, and would start for ever",
+    )
     if job.system in ("slurm", "torchrun") and profile.secrets:
         need(bool(profile.secrets_file), "secrets_file: is missing: nodes read the secrets from it")
     if job.system == "torchrun":

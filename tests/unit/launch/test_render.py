@@ -134,6 +134,11 @@ def test_folder_that_an_sbatch_line_cannot_hold_is_refused(recipe):
         render(job(recipe, "slurm", "runs_dir='my runs'"))
 
 
+def test_time_limit_that_leaves_no_time_to_train_is_refused(recipe):
+    with pytest.raises(UserError, match=r"twice faults\.grace"):
+        render(job(recipe, "slurm", "faults.grace=13h"))
+
+
 def test_labels_are_dns_names_and_do_not_collide():
     names = ["demo", "Demo", "de.mo", "de_mo", "7", "a" * 90, "a" * 91, "x-", "_".join("abc")]
     labels = [label(name) for name in names]
