@@ -143,10 +143,13 @@ def test_mistake_that_only_ranks_find_ends_with_its_code(tiny, unbroken, tmp_pat
 
 def test_node_without_peers_ends_and_wants_to_go_on(tiny, unbroken, tmp_path):
     recipe, _ = unbroken
-    nodes = Nodes(tmp_path, recipe, f"run_name={tmp_path.name}", nodes=2, peers_timeout="4s")
+    alive = tmp_path / "alive"
+    name = f"run_name={tmp_path.name}"
+    nodes = Nodes(tmp_path, recipe, name, nodes=2, peers_timeout="4s", alive=alive)
     nodes.processes[1].kill()
     assert nodes.processes[0].wait(timeout=60) == 75, nodes.text
     assert "no rank runs here" in nodes.text
+    assert alive.exists()
 
 
 def test_request_before_ranks_run_loses_nothing(tiny, unbroken, tmp_path):

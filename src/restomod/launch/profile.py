@@ -136,6 +136,7 @@ class Profile:
     secrets_file: str = ""
     """Shell file on the first node (Slurm) or each (torchrun) that sets the secrets."""
     time_limit: str = "24h"
+    """Of one Slurm allocation; a run that it ends goes on in the next."""
     port: int = 29500
     """Rendezvous port on the first node; Slurm jobs take one worked out from the job's number."""
     restarts: int = 3

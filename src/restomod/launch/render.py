@@ -89,9 +89,8 @@ def _check(job: Job) -> None:
     else:
         bad = [m.source for m in profile.mounts if m.source.startswith(("pvc:", "scratch:"))]
         need(not bad, f"mounts: {bad}: only Kubernetes has such volumes")
-    limit_s = parse_duration(profile.time_limit)
     need(
-        2 * job.grace_s < limit_s,
+        job.system != "slurm" or 2 * job.grace_s < parse_duration(profile.time_limit),
         f"time_limit: {profile.time_limit} is not twice faults.grace {job.recipe.faults.grace}: "
         "a run that is signalled while it starts saves nothing, and would start for ever",
     )
@@ -128,7 +127,6 @@ def _values(job: Job) -> dict[str, Any]:
         "env": {**env, "RESTOMOD_COMMIT": job.commit},
         "grace_s": job.grace_s,
         "time_limit": _slurm_time(parse_duration(profile.time_limit)),
-        "time_limit_s": math.ceil(parse_duration(profile.time_limit)),
         "output": profile.slurm.output or f"{job.run_folder}/logs/slurm-%j.log",
         "export": ",".join(SBATCH_EXPORT),
         "in_container": _container(profile),
