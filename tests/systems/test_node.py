@@ -97,9 +97,11 @@ def test_signal_to_every_process_of_a_job_saves(tiny, unbroken, tmp_path):
     nodes = Nodes(tmp_path, recipe, f"run_name={folder.name}", "phases.0.slots=200K", ranks=2)
     nodes.await_steps(folder, 7)
     wrapper = psutil.Process(nodes.processes[0].pid)
-    for process in [wrapper, *wrapper.children(recursive=True)]:
+    below = wrapper.children(recursive=True)
+    for process in [wrapper, *below]:
         process.terminate()
     assert nodes.codes() == [75], nodes.text
+    assert psutil.wait_procs(below, timeout=0)[1] == []  # torchrun has seen all of them leave
     told = json.loads((folder / "REQUEUE").read_text())
     assert newest_checkpoint(folder)[1]["step"] == told["step"] == len(metrics(folder))
 
