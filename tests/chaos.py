@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,9 +30,10 @@ from restomod.errors import UserError
 from restomod.recipe import check_world, load_recipe
 from restomod.timeline import Timeline
 from restomod.train.ledger import FILE as LEDGER
-from tests.chaos_faults import Broken, Fault, Ordeal, possible_kinds
+from tests.chaos_faults import Fault, possible_kinds
 from tests.conftest import metrics  # which gives each rank one thread
 from tests.integration.test_resume import exactly
+from tests.ordeal import Broken, Ordeal
 from tests.small_disk import SmallDisk
 
 DEMO = (
@@ -222,4 +224,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the ranks and the disk, too
     sys.exit(main())

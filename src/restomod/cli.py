@@ -231,6 +231,7 @@ def _read(words: Sequence[str], world_size: int, node_ranks: int) -> Recipe:
 def _train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
+    from restomod.train.manifest import newest_step
     from restomod.train.stopping import Stopper, StopRequested, exit_code, leave_requeue
     from restomod.units import parse_duration
 
@@ -246,13 +247,20 @@ def _train(words: Sequence[str]) -> int:
             with stopper.staying():
                 from restomod.train.builder import prepare_run, train
 
-            train(prepare_run(recipe, sources), STARTED, stopper)
+            with stopper.leaving_together():
+                train(prepare_run(recipe, sources), STARTED, stopper)
         except StopRequested as stop:
             if not stop.agreed:
+                if code := stopper.others_code():
+                    return code  # the launcher asked, and to go on would fail again
                 stopper.tell()
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                leave_requeue(recipe.run_folder, stop.reason, stop.step)
+                step = stop.step or newest_step(recipe.run_folder)  # it had not gone on yet
+                leave_requeue(recipe.run_folder, stop.reason, step)
             return exit_code()
+        except Exception as error:
+            stopper.fail(2 if isinstance(error, UserError) else 1)
+            raise
         finally:
             stopper.ignore()
     return 0

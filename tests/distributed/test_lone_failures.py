@@ -37,6 +37,7 @@ def test_shard_that_one_rank_lacks_is_named(words, tiny, tmp_path):
     more = f"data.streams.code.path={tmp_path}/code", f"cache_dir={tmp_path}/cache"
     ranks = Ranks([*words, *more], 2, tmp_path / "log")
     ranks.wait(LIMIT_S)
-    assert ranks.codes[1] == 2, ranks.printed()
+    assert ranks.codes == [2, 2], ranks.printed()
+    assert not (tmp_path / "lone" / "REQUEUE").exists()
     errors = [line for line in ranks.printed().splitlines() if line.startswith("error: ")]
     assert errors == [f"error: {last} (stream code): the shard is missing"]

@@ -116,6 +116,10 @@ def test_stop_file_and_time_limit_stop_the_run(tiny, train, recipe, unbroken):
     code, text = train(recipe, "run_name=limited")
     assert code == 0, text
     assert exactly(folder) == exactly(unbroken)
+    # Stopped before it has gone on.
+    code, text = train(recipe, "run_name=limited", "phases.0.slots=100K", "stop_after=0.01s")
+    assert code == 75, text
+    assert json.loads((folder / "REQUEUE").read_text()) == {"reason": "stop_after", "step": 24}
 
 
 @pytest.mark.parametrize("asked", [1, 5, 12, 13, 20])

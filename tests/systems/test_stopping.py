@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.conftest import Tiny, Trainings, metrics
+from tests.ranks import Ranks
 
 
 def last_ranks_loader() -> psutil.Process:
@@ -65,3 +66,14 @@ def test_ranks_stop_while_one_compiles(tiny: Tiny, train: Trainings, tmp_path) -
     assert code == 75, text
     assert metrics(folder) == []
     assert json.loads((folder / "REQUEUE").read_text()) == {"reason": "SIGTERM", "step": 0}
+
+
+@pytest.mark.parametrize("delay_s", [0.6, 0.9, 1.2, 1.5, 1.8, 2.1])
+def test_ranks_stop_while_they_start(tiny: Tiny, tmp_path, delay_s) -> None:
+    recipe = tiny.write(tmp_path / "recipe.yaml", runs_dir=str(tmp_path), phases__slots="1M")
+    ranks = Ranks([recipe], 2, tmp_path / "log")
+    time.sleep(delay_s)
+    ranks.send(signal.SIGTERM)
+    ranks.wait(120)
+    assert ranks.codes == [75, 75], ranks.printed()
+    assert json.loads((tmp_path / "tiny" / "REQUEUE").read_text())["reason"] == "SIGTERM"

@@ -266,8 +266,6 @@ def _fit(
                 uploads.wait()  # what is built next talks over their group, too
             raise
         except RuntimeError as error:
-            if stopper.left_behind(error):
-                raise StopRequested(stopper.requested, agreed=False) from error
             explain(error)
             raise
 

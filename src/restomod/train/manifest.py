@@ -45,6 +45,13 @@ def local_steps(run_folder: Path) -> list[int]:
     return sorted((step for name in names if (step := step_of(name)) is not None), reverse=True)
 
 
+def newest_step(run_folder: Path) -> int:
+    """Return the step of the newest checkpoint that was written to its end, unverified; 0 if there
+    is none."""
+    steps = local_steps(run_folder)
+    return next((s for s in steps if (checkpoint_folder(run_folder, s) / MANIFEST).is_file()), 0)
+
+
 def newest_checkpoint(run_folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest whole checkpoint and its manifest; broken ones are named and passed
     over."""

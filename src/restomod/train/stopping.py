@@ -33,6 +33,8 @@ SAME_PRESS_S = 1.0
 """A launcher passes Ctrl-C on to ranks that have it from the terminal already: twice within so long
 is once."""
 REQUEUE_CODE = 75
+STOPPED, FAILED = "restomod/stop", "restomod/failed"
+"""Keys in the ranks' store: a reason to stop, the exit code of a rank that fails."""
 
 
 class StopRequested(BaseException):
@@ -94,6 +96,7 @@ class Stopper:
     def ignore(self) -> None:
         """Leave SIGTERM and SIGUSR1 ignored when `listening` ends: a launcher sends SIGTERM to the
         ranks that leave a little later than the first one, and their exit code must stay theirs."""
+        self._breaks_in = False
         for number in self._before.keys() - {signal.SIGINT}:
             self._before[number] = signal.SIG_IGN
 
@@ -145,13 +148,35 @@ class Stopper:
             self._breaks_in = False
             raise StopRequested(self.requested, agreed=False)
 
-    def left_behind(self, error: RuntimeError) -> bool:
-        """Return whether `error` says that other ranks, asked to stop as this one is, have left.
+    @contextlib.contextmanager
+    def leaving_together(self) -> Iterator[None]:
+        """Raise StopRequested where the block fails since other ranks, asked to stop as this one
+        is, have left. After a first agreement it means that one has failed."""
+        try:
+            yield
+        except RuntimeError as error:
+            self._breaks_in = False
+            from torch.distributed import DistError
 
-        Later on it says that one has failed, for which the launcher asks the others to stop.
-        """
-        asked = bool(self.requested) and self._group is not None
-        return asked and self._others_may_leave and "onnection" in str(error)
+            lost = isinstance(error, DistError) or "onnection" in str(error)
+            if lost and self.requested and self._others_may_leave:
+                raise StopRequested(self.requested, agreed=False) from error
+            raise
+
+    def fail(self, code: int) -> None:
+        """Tell the other ranks, which their launcher will ask to stop, that this one fails."""
+        self._breaks_in = False
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):  # the first rank, which has it, may be gone
+                self._store.set(FAILED, str(code))
+
+    def others_code(self) -> int:
+        """Return the exit code of a rank that has failed; 0 if none has said so."""
+        if self._store is not None:
+            with contextlib.suppress(RuntimeError):
+                if self._store.check([FAILED]):
+                    return int(self._store.get(FAILED))
+        return 0
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -173,7 +198,7 @@ class Stopper:
                 self._request(self._found())
             elif not told and self._store is not None:
                 # Ranks whose first step compiles do not come to `agree` for minutes.
-                self._store.set("restomod/stop", self.requested)
+                self._store.set(STOPPED, self.requested)
                 told = True
 
     def _found(self) -> str:
@@ -181,8 +206,8 @@ class Stopper:
             return "stop_after"
         if self._folder is not None and (self._folder / STOP).exists():
             return "STOP file"
-        if self._store is not None and self._store.check(["restomod/stop"]):
-            return str(self._store.get("restomod/stop").decode())
+        if self._store is not None and self._store.check([STOPPED]):
+            return str(self._store.get(STOPPED).decode())
         return ""
 
     def _request(self, reason: str) -> None:

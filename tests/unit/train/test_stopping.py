@@ -118,15 +118,21 @@ def test_signal_wakes_what_may_be_broken_into(stopper):
 def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopper, monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *a, **k: None)
     monkeypatch.setattr(stopper, "_group", object())
-    lost = RuntimeError("Connection closed by peer")
-    assert not stopper.left_behind(lost)
+
+    def becomes(kind: type[BaseException]) -> None:
+        with pytest.raises(kind), stopper.leaving_together():
+            raise RuntimeError("Connection closed by peer")
+
+    becomes(RuntimeError)
     send(signal.SIGTERM)
-    assert stopper.left_behind(lost)
+    becomes(StopRequested)
+    with pytest.raises(RuntimeError, match="sizes"), stopper.leaving_together():
+        raise RuntimeError("sizes differ")
     stopper.agree()
-    assert not stopper.left_behind(lost)  # a rank failed, and the launcher ends the others
+    becomes(RuntimeError)  # a rank failed, and the launcher ends the others
     with pytest.raises(StopRequested):
         stopper.hold(lossless=True)
-    assert stopper.left_behind(lost)
+    becomes(StopRequested)
 
 
 @pytest.mark.parametrize("way", ["file", "limit"])
