@@ -1,6 +1,6 @@
 # make demo   sets up, then takes real text to an exported model: about five minutes after set-up
 # make test   sets up, then lints, checks types, plans every shipped recipe and runs the tests
-# make test-systems  runs the longer tests: a Ray cluster, an S3 server, transformers 5, whole runs
+# make test-systems  runs the longer tests: a Ray cluster, an S3 server, Slurm, transformers 5, whole runs
 # make setup  only sets up: skipped when nothing changed
 # make lock   resolves the dependencies anew
 
@@ -12,6 +12,7 @@ DEMO := data/demo
 DOMAINS := code prose science
 
 HF5 := $(VENV)/transformers-5
+CLUSTERS := $(VENV)/clusters
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --no-annotate --quiet
 
@@ -48,7 +49,7 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	$(BIN)/python -m pytest
 
-test-systems: $(STAMP) $(HF5)/.set-up
+test-systems: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
 	$(BIN)/python -m pytest tests/systems
 
 # A second environment, which takes torch and all that it lacks from the first.
@@ -60,6 +61,13 @@ $(HF5)/.set-up: tests/systems/transformers-5.lock $(STAMP)
 	  > "$$($(HF5)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/first.pth"
 	@touch $@
 
+# A third one, with what knows the manifests that `restomod launch` writes: schemas, SkyPilot, linters.
+$(CLUSTERS)/.set-up: tests/systems/clusters.lock $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(CLUSTERS)
+	$(BIN)/uv pip install --quiet --python $(CLUSTERS)/bin/python --no-deps --require-hashes -r $< \
+	  || $(BIN)/python -m pip --python $(CLUSTERS)/bin/python install --quiet --no-deps --require-hashes -r $<
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,6 +76,7 @@ lint: $(STAMP)
 lock:
 	$(BIN)/$(COMPILE) pyproject.toml --group dev -o requirements.lock
 	echo 'transformers>=5,<6' | $(BIN)/$(COMPILE) - -o tests/systems/transformers-5.lock
+	$(BIN)/$(COMPILE) tests/systems/clusters.in -o tests/systems/clusters.lock
 
 clean:
 	rm -rf $(VENV) data runs cache

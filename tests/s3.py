@@ -30,15 +30,15 @@ class Server:
     stays, and the client is told that all is well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.upload_faults: dict[str, list[str]] = defaultdict(list)
         self.requests: list[str] = []
         self.released = threading.Event()
         self._uploaded: set[tuple[Path, str]] = set()
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._http = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._http = make_server(host, 0, self._answer, threaded=True)
+        self.url = f"http://{host}:{self._http.server_port}"
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
         self._thread.start()
 

@@ -3,6 +3,7 @@ own."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import re
@@ -14,6 +15,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from tests.ranks import free_port
 
@@ -102,10 +105,15 @@ class Slurm:
         return dict(re.findall(r"(\w+)=(\S*)", self("scontrol", "show", "job", number)))
 
     def close(self) -> None:
+        """End the daemons, and what is left of jobs."""
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in self._daemons:
             daemon.wait(timeout=30)
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
+                    process.kill()
 
     def _start(self, *command: str) -> None:
         with (self._folder / f"{command[0]}.out").open("a") as log:

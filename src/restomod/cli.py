@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restomod.errors import UserError
-from restomod.train.launch import adopt_launcher
+from restomod.train.launch import adopt_launcher, leave_code
 
 if TYPE_CHECKING:
     from restomod.config import Recipe
@@ -45,7 +45,7 @@ def train_main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_intermixed_args(arguments)
     begins = {key: getattr(parsed, key) for key in ("phase", "checkpoint", "fork")}
     words = [f"start.{key}={json.dumps(value)}" for key, value in begins.items() if value]
-    return _guarded(lambda: _train([*parsed.recipe, *words]))
+    return leave_code(_guarded(lambda: _train([*parsed.recipe, *words])), os.environ)
 
 
 def main() -> int:
@@ -170,6 +170,23 @@ def main() -> int:
         "--sbatch", default="", metavar="OPTIONS", help="sbatch's, as --sbatch='-p gpu'"
     )
     sweep.add_argument("--json", action="store_true", help="the trials as one JSON object")
+    launch = command("launch", _launch, "run a recipe on the nodes of a cluster")
+    launch.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
+    launch.add_argument(
+        "--on", required=True, choices=("slurm", "kubernetes", "skypilot", "torchrun")
+    )
+    launch.add_argument("--nodes", type=_positive, default=1)
+    launch.add_argument("--gpus-per-node", type=int, required=True, help="0: ranks run on CPUs")
+    launch.add_argument(
+        "--procs-per-node", type=_positive, metavar="P", help="ranks of a node; one per GPU"
+    )
+    launch.add_argument(
+        "--profile",
+        default="",
+        metavar="FILE",
+        help="facts of the cluster; launchers/profiles/SYSTEM.yaml if it is there",
+    )
+    launch.add_argument("--dry-run", action="store_true", help="show what would be submitted")
 
     report = command("report", _report, "write a run's report.html")
     report.add_argument("run", type=Path, metavar="RUN", help="run folder")
@@ -420,6 +437,25 @@ def _sweep(arguments: argparse.Namespace) -> int:
         return SlurmJobs(shlex.split(arguments.sbatch), environment)
 
     return run_sweep(arguments.file, count, arguments.json, sys.stdout.write, jobs, here)
+
+
+def _launch(arguments: argparse.Namespace) -> int:
+    from restomod.launch.submit import how_to, launch, plan_job, render
+
+    job = plan_job(
+        arguments.recipe,
+        arguments.on,
+        arguments.profile,
+        arguments.nodes,
+        arguments.gpus_per_node,
+        arguments.procs_per_node,
+    )
+    if arguments.dry_run:
+        sys.stdout.write(render(job))
+        sys.stderr.write(how_to(job))
+    else:
+        sys.stdout.write(launch(job))
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -7,13 +7,17 @@ are several ranks. Imports no torch. The command line calls it first of all.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from restomod.errors import UserError
 
 FIRST_PORT, PORTS = 10_000, 20_000
 """Below those that systems give to outgoing connections."""
+EXIT_CODE = "exit_code"
+"""File beside a rank's logs: torchrun hides its workers' codes."""
 
 
 def adopt_launcher(environment: MutableMapping[str, str]) -> None:
@@ -32,6 +36,16 @@ def adopt_launcher(environment: MutableMapping[str, str]) -> None:
         environment["LOCAL_WORLD_SIZE"] = "1"
         environment.setdefault("LOCAL_RANK", "0")
         environment.setdefault("NODE_RANK", environment["RANK"])
+
+
+def leave_code(code: int, environment: Mapping[str, str]) -> int:
+    """Leave a rank's exit code beside the logs that torchrun keeps of it, for the node wrapper of
+    `restomod launch`; return it."""
+    reply = environment.get("TORCHELASTIC_ERROR_FILE")
+    if reply:
+        with contextlib.suppress(OSError):  # the disk may be what ended the rank
+            Path(reply).with_name(EXIT_CODE).write_text(f"{code}\n")
+    return code
 
 
 def hosts(nodes: str) -> list[str]:

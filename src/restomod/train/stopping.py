@@ -16,6 +16,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -221,7 +222,10 @@ def leave_requeue(folder: Path, reason: str, step: int) -> None:
     """Say in the run folder that the run was stopped after `step` steps and wants to go on."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STOP).unlink(missing_ok=True)
-    (folder / REQUEUE).write_text(json.dumps({"reason": reason, "step": step}) + "\n")
+    # Whole at any time: with a shared folder, every node's first rank writes it.
+    part = folder / f".{REQUEUE}-{uuid.uuid4().hex}"
+    part.write_text(json.dumps({"reason": reason, "step": step}) + "\n")
+    part.replace(folder / REQUEUE)
 
 
 def clear_requeue(folder: Path) -> None:

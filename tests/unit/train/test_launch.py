@@ -3,7 +3,7 @@
 import pytest
 
 from restomod.errors import UserError
-from restomod.train.launch import adopt_launcher, hosts
+from restomod.train.launch import EXIT_CODE, adopt_launcher, hosts, leave_code
 
 TASK = {
     "SLURM_JOB_ID": "4711",
@@ -103,3 +103,10 @@ def test_torchruns_node_number_becomes_composers():
 )
 def test_node_lists_are_expanded(nodes, names):
     assert hosts(nodes) == names
+
+
+def test_exit_code_is_left_beside_torchruns_logs(tmp_path):
+    assert leave_code(2, {}) == 2
+    assert leave_code(2, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")}) == 2
+    assert (tmp_path / EXIT_CODE).read_text() == "2\n"
+    assert leave_code(1, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "gone" / "error.json")}) == 1

@@ -1,0 +1,71 @@
+"""`restomod launch` at the command line, with stand-ins for what takes the jobs."""
+
+import sys
+
+import pytest
+import yaml
+
+from restomod import cli
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tiny.write(tmp_path / "recipe.yaml", runs_dir="runs")
+
+
+def launch(monkeypatch, capsys, *words):
+    nodes = ("--nodes=2", "--gpus-per-node=0", "--procs-per-node=2")
+    monkeypatch.setattr(sys, "argv", ["restomod", "launch", *map(str, words), *nodes])
+    code = cli.main()
+    return code, *capsys.readouterr()
+
+
+def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(
+    recipe, tmp_path, monkeypatch, capsys
+):
+    code, out, err = launch(monkeypatch, capsys, recipe, "--on=slurm", "--dry-run", "run_name=a")
+    assert code == 0
+    assert "#SBATCH --nodes=2\n" in out
+    assert "#SBATCH --signal=USR1@60\n" in out
+    assert "scancel" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_job_is_submitted_and_its_number_told(recipe, tmp_path, monkeypatch, capsys):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\ntest "$1" = --parsable && cp "$2" given && echo "41;cluster"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    code, out, err = launch(monkeypatch, capsys, recipe, "--on=slurm")
+    assert code == 0, err
+    assert "scancel 41 " in out
+    assert "logs/slurm-41.log" in out
+    script = (tmp_path / "given").read_text()
+    assert script == (tmp_path / "runs" / "tiny" / "launch" / "job.sh").read_text()
+    sbatch.write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n")
+    code, out, err = launch(monkeypatch, capsys, recipe, "--on=slurm")
+    assert code == 2
+    assert "no such partition" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.lanes=3"], "data.lanes: 3 lanes cannot be shared by 4 ranks"),
+        (["data.lane=4"], "did you mean `data.lanes`"),
+        (["--profile=profile.yaml"], "profile.yaml"),
+        ([], "kubectl is not here"),
+    ],
+)
+def test_mistakes_end_with_code_2_before_anything_is_submitted(
+    recipe, tmp_path, monkeypatch, capsys, words, message
+):
+    (tmp_path / "launchers" / "profiles").mkdir(parents=True)
+    profile = tmp_path / "launchers" / "profiles" / "kubernetes.yaml"  # taken by itself
+    profile.write_text(yaml.safe_dump({"image": "restomod"}))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, err = launch(monkeypatch, capsys, recipe, "--on=kubernetes", *words)
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "runs").exists()
