@@ -1,6 +1,7 @@
 # make demo   sets up, then takes real text to an exported model: about five minutes after set-up
 # make test   sets up, then lints, checks types, plans every shipped recipe and runs the tests
-# make test-systems  runs the longer tests: a Ray cluster, an S3 server, Slurm, transformers 5, whole runs
+# make test-systems  runs the longer tests: clusters (Ray, Slurm), an S3 server, nodes, launchers, whole runs
+# make test-systems-quick  leaves out those that take minutes each
 # make setup  only sets up: skipped when nothing changed
 # make lock   resolves the dependencies anew
 
@@ -16,7 +17,7 @@ CLUSTERS := $(VENV)/clusters
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --no-annotate --quiet
 
-.PHONY: setup demo test test-systems lint lock clean
+.PHONY: setup demo test test-systems test-systems-quick lint lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -51,6 +52,9 @@ test: $(STAMP) lint
 
 test-systems: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
 	$(BIN)/python -m pytest tests/systems
+
+test-systems-quick: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
+	$(BIN)/python -m pytest tests/systems -m "not slow"
 
 # A second environment, which takes torch and all that it lacks from the first.
 $(HF5)/.set-up: tests/systems/transformers-5.lock $(STAMP)

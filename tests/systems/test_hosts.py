@@ -19,6 +19,8 @@ from tests.integration.test_resume import exactly
 from tests.s3 import BUCKET, ENVIRONMENT, Server
 from tests.systems.test_nodes import ip
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SHELL = """#!/bin/bash
 # The remote shell of a test: an address belongs to a namespace, in which its disk lies where all

@@ -33,6 +33,8 @@ from restomod.recipe import load_recipe
 from restomod.tools.plan import make_plan
 from restomod.tools.plan_memory import resident
 from restomod.tools.plan_parts import Target
+
+pytestmark = pytest.mark.slow
 recipe = load_recipe([sys.argv[1]], sys.argv[2:])
 plan = make_plan(recipe, Target(1, 1))
 memory = phase_memory(

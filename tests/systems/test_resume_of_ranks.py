@@ -5,6 +5,8 @@ import pytest
 from tests.conftest import Tiny, Trainings, metrics
 from tests.integration.test_resume import exactly
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("parallel", "world_size"),

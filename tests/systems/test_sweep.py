@@ -16,6 +16,8 @@ import yaml
 from tests.conftest import Tiny, metrics
 from tests.slurm import Slurm, programs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
