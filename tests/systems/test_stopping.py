@@ -13,14 +13,7 @@ from tests.conftest import Tiny, Trainings, metrics
 from tests.ranks import Ranks
 
 
-def last_ranks_loader() -> psutil.Process:
-    """Return the process that prepares rows for the last rank: no other descendant of a child of
-    this process is without children."""
-    below = [p for child in psutil.Process().children() for p in child.children(recursive=True)]
-    return max((p for p in below if not p.children()), key=lambda p: p.ppid())
-
-
-def test_ranks_stop_while_another_waits_for_data(tiny: Tiny, train: Trainings, tmp_path) -> None:
+def test_ranks_stop_while_another_waits_for_data(tiny: Tiny, tmp_path) -> None:
     recipe = tiny.write(
         tmp_path / "recipe.yaml",
         runs_dir=str(tmp_path),
@@ -31,20 +24,20 @@ def test_ranks_stop_while_another_waits_for_data(tiny: Tiny, train: Trainings, t
         evaluation__every_steps=1000,
     )
     folder = tmp_path / "tiny"
-    stalled = []
-
-    def stalls() -> bool:
-        if not stalled and len(metrics(folder)) >= 3:
-            stalled.append(last_ranks_loader())
-            stalled[0].suspend()
-            # Its rank ends as soon as it can end what it waits for.
-            threading.Timer(30, stalled[0].resume).start()
+    ranks = Ranks([recipe], 2, tmp_path / "log")
+    while len(metrics(folder)) < 3 and not ranks.ended():
+        time.sleep(0.01)
+    (loader,) = psutil.Process(ranks.pids[1]).children()
+    loader.suspend()
+    # Its rank ends as soon as it can end what it waits for.
+    threading.Timer(30, loader.resume).start()
+    steps = -1
+    while steps < len(metrics(folder)):
         steps = len(metrics(folder))
         time.sleep(4)
-        return bool(stalled) and len(metrics(folder)) == steps
-
-    code, text = train(recipe, world_size=2, kill_when=stalls, send=signal.SIGTERM, to=range(1))
-    assert code == 75, text
+    ranks.send(signal.SIGTERM, [0])
+    ranks.wait(120)
+    assert ranks.codes == [75, 75], ranks.printed()
     done = len(metrics(folder))
     assert json.loads((folder / "REQUEUE").read_text()) == {"reason": "SIGTERM", "step": done}
     assert (folder / "checkpoints" / f"step-{done:08d}" / "manifest.json").is_file()
