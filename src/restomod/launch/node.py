@@ -191,13 +191,13 @@ class Node:
             self._told.clear()  # a second Ctrl-C ends ranks at once
 
     def _verdict(self, code: int, before: Any, left: set[int]) -> int:
+        if 2 in left:  # for which torchrun has asked the other ranks to stop
+            return 2
         stamp = _stamp(self._folder / "REQUEUE")
         if stamp not in (before, None):
             told = json.loads((self._folder / "REQUEUE").read_text())
             log.info("saved after step %d: %s", told["step"], told["reason"])
             return STOPPED_CODE if told["reason"] in PERSONS else REQUEUE_CODE
-        if 2 in left:
-            return 2
         if self._cut_off:
             return STOPPED_CODE if self._request == signal.SIGINT else REQUEUE_CODE
         return code if code >= 0 else 1
