@@ -50,6 +50,7 @@ POLL_S, LOOK_S = 0.1, 1.0
 """Between looks at the agent, and at its ranks."""
 LEAVE_S = 20.0
 """Time that the agent may take to end after its ranks have saved."""
+END_S = 40.0
 PR_SET_PDEATHSIG = 1
 
 
@@ -191,13 +192,13 @@ class Node:
             self._told.clear()  # a second Ctrl-C ends ranks at once
 
     def _verdict(self, code: int, before: Any, left: set[int]) -> int:
+        if 2 in left:  # for which torchrun has asked the other ranks to stop
+            return 2
         stamp = _stamp(self._folder / "REQUEUE")
         if stamp not in (before, None):
             told = json.loads((self._folder / "REQUEUE").read_text())
             log.info("saved after step %d: %s", told["step"], told["reason"])
             return STOPPED_CODE if told["reason"] in PERSONS else REQUEUE_CODE
-        if 2 in left:
-            return 2
         if self._cut_off:
             return STOPPED_CODE if self._request == signal.SIGINT else REQUEUE_CODE
         return code if code >= 0 else 1
@@ -271,13 +272,20 @@ def _listens(pid: int) -> bool:
 
 
 def _end(agent: subprocess.Popen) -> None:
-    """Let torchrun end its ranks, and end it in any case."""
+    """Let torchrun end its ranks, for which it takes up to 30 s; kill them if it does not."""
+    first = _ranks(agent.pid)
+    deadline = time.monotonic() + END_S
     agent.send_signal(signal.SIGHUP)
-    try:
-        agent.wait(timeout=40)  # it gives ranks 30 s
-    except subprocess.TimeoutExpired:
-        agent.kill()
-        agent.wait()
+    while time.monotonic() < deadline:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            agent.wait(timeout=2)
+            return
+        if not any(_is_rank(rank) for rank in first):
+            agent.send_signal(signal.SIGHUP)  # one between two starts gets lost
+    for process in [psutil.Process(agent.pid), *_ranks(agent.pid)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    agent.wait()
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
