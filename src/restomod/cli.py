@@ -258,7 +258,13 @@ def _train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
     from restomod.train.manifest import newest_step
-    from restomod.train.stopping import Stopper, StopRequested, exit_code, leave_requeue
+    from restomod.train.stopping import (
+        Stopper,
+        StopRequested,
+        exit_code,
+        is_lost_rank,
+        leave_requeue,
+    )
     from restomod.units import parse_duration
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -285,6 +291,8 @@ def _train(words: Sequence[str]) -> int:
                 leave_requeue(recipe.run_folder, stop.reason, step)
             return exit_code()
         except Exception as error:
+            if is_lost_rank(error) and (code := stopper.others_code()):
+                return code  # which tells why
             stopper.fail(2 if isinstance(error, UserError) else 1)
             raise
         finally:

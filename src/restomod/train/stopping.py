@@ -156,10 +156,7 @@ class Stopper:
             yield
         except RuntimeError as error:
             self._breaks_in = False
-            from torch.distributed import DistError
-
-            lost = isinstance(error, DistError) or "onnection" in str(error)
-            if lost and self.requested and self._others_may_leave:
+            if is_lost_rank(error) and self.requested and self._others_may_leave:
                 raise StopRequested(self.requested, agreed=False) from error
             raise
 
@@ -216,6 +213,15 @@ class Stopper:
             self.requested = reason
             # To break in from the handler, wherever the main thread is.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Return whether an error says that another rank has gone."""
+    if not isinstance(error, RuntimeError):
+        return False
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or "onnection" in str(error)
 
 
 def leave_requeue(folder: Path, reason: str, step: int) -> None:
