@@ -1,16 +1,10 @@
 """Ranks and micro-batches decide who computes what, and nothing else."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from restomod import load_model
 from tests.conftest import Tiny, Trainings, metrics
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +82,3 @@ def test_run_goes_on_with_another_number_of_ranks(tiny, train, single):
     code, text = train(recipe, "run_name=elastic", "parallel.strategy=fsdp")
     assert code == 0, text
     assert_same(metrics(folder), expected)
-
-
-def test_torchrun_starts_two_ranks(tiny, single):
-    recipe, expected = single
-    torchrun = Path(sys.executable).with_name("torchrun")
-    done = subprocess.run(
-        [torchrun, "--nproc-per-node=2", ROOT / "train.py", recipe, "run_name=torchrun"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert_same(metrics(tiny.folder / "runs" / "torchrun"), expected)

@@ -1,5 +1,4 @@
-"""Runs that change how ranks share the model, compiled layers under FSDP, and launchers (torchrun:
-tests/distributed)."""
+"""Runs that change how ranks share the model, compiled layers under FSDP, and launchers."""
 
 import os
 import subprocess
@@ -69,6 +68,19 @@ def test_composers_launcher_starts_two_ranks(tiny, single):
     folder = tiny.folder / "runs" / "by-composer"
     assert metrics(folder, "start")[0]["world_size"] == 2
     assert_same(metrics(folder), expected)
+
+
+def test_torchrun_starts_two_ranks(tiny, single):
+    recipe, expected = single
+    torchrun = Path(sys.executable).with_name("torchrun")
+    done = subprocess.run(
+        [torchrun, "--nproc-per-node=2", ROOT / "train.py", recipe, "run_name=torchrun"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(metrics(tiny.folder / "runs" / "torchrun"), expected)
 
 
 def test_srun_tasks_train_together(tiny, single):

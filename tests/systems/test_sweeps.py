@@ -16,6 +16,8 @@ from tests.conftest import Tiny, metrics
 from tests.integration.test_resume import exactly
 from tests.ranks import fork_server, train_in_child
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
