@@ -11,6 +11,8 @@ from restomod.config import ModelConfig, Recipe
 from restomod.tools.plan_checkpoints import checkpoint_bytes
 from tests.conftest import metrics
 
+pytestmark = pytest.mark.slow
+
 RUN = """
 import json, re, sys, time
 from restomod.cli import train_main
@@ -34,7 +36,6 @@ from restomod.tools.plan import make_plan
 from restomod.tools.plan_memory import resident
 from restomod.tools.plan_parts import Target
 
-pytestmark = pytest.mark.slow
 recipe = load_recipe([sys.argv[1]], sys.argv[2:])
 plan = make_plan(recipe, Target(1, 1))
 memory = phase_memory(
