@@ -200,6 +200,7 @@ def server(kind: str):
         yield f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["refuses", "is silent", "fails"])
 def test_server_that_does_not_answer_stops_and_slows_nothing(tiny, train, recipe, unwatched, kind):
     name = kind.replace(" ", "-")
