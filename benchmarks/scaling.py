@@ -250,7 +250,7 @@ def measured(recipe_words: list[str], counts: list[int], strategies: list[str]) 
                     "logging.wandb.mode=disabled",
                     f"parallel.strategy={strategy}",
                 ]
-                if strategy == "hsdp":
+                if strategy == "hsdp" and ranks > 1:
                     words.append(f"parallel.shard_ranks={shard_ranks}")
                 noted = train(words, ranks, Path(folder))
             lines.append(_measured_line(recipe, vocabulary, strategy, ranks, shard_ranks, noted))
