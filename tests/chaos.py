@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from restomod.config import Recipe
 from restomod.errors import UserError
 from restomod.recipe import check_world, load_recipe
+from restomod.strict import split_words
 from restomod.timeline import Timeline
 from restomod.train.ledger import FILE as LEDGER
 from tests.chaos_faults import Fault, possible_kinds
@@ -125,7 +126,7 @@ def chaos(words: list[str], faults: int, seed: int, ranks: int, out: Path) -> in
 
 
 def _read(words: list[str], ranks: int) -> Recipe:
-    recipe = load_recipe([w for w in words if "=" not in w], [w for w in words if "=" in w])
+    recipe = load_recipe(*split_words(words))
     check_world(recipe, ranks)
     for stream in recipe.data.streams.values():
         if "://" not in stream.path and not Path(stream.path, "index.json").is_file():

@@ -246,10 +246,9 @@ def _read(words: Sequence[str], world_size: int, node_ranks: int) -> Recipe:
     """Load and check the recipe that the command line describes, for `world_size` ranks of which a
     node runs `node_ranks`."""
     from restomod.recipe import check_world, load_recipe
+    from restomod.strict import split_words
 
-    recipe = load_recipe(
-        [word for word in words if "=" not in word], [word for word in words if "=" in word]
-    )
+    recipe = load_recipe(*split_words(words))
     check_world(recipe, world_size, node_ranks)
     return recipe
 
@@ -303,9 +302,9 @@ def _train(words: Sequence[str]) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     _set_up_process()
     from restomod.prepare.config import load_preparation
+    from restomod.strict import split_words
 
-    words = arguments.recipe
-    recipe = load_preparation([w for w in words if "=" not in w], [w for w in words if "=" in w])
+    recipe = load_preparation(*split_words(arguments.recipe))
     from restomod.prepare.pipeline import prepare
 
     sys.stdout.write(

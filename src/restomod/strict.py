@@ -13,7 +13,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +50,11 @@ def load_strict(
     except OmegaConfBaseException as error:
         raise UserError(f"the recipe does not resolve: {str(error).splitlines()[0]}") from error
     return _checked(plain, plain, schema, impossible, places)
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str | Path], list[str]]:
+    """Return the files and the overrides (key=value) among a command's words."""
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
 
 
 def load_verbatim(

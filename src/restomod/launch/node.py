@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import signal
@@ -30,11 +29,12 @@ import psutil
 from restomod.errors import UserError
 from restomod.launch.record import record_start
 from restomod.train.launch import EXIT_CODE
+from restomod.train.stopping import REQUEUE, REQUEUE_CODE, read_requeue
 from restomod.units import parse_duration
 
 log = logging.getLogger("restomod.launch")
 
-REQUEUE_CODE, STOPPED_CODE = 75, 130
+STOPPED_CODE = 130
 PERSONS = ("STOP file", "SIGINT")
 """Reasons in REQUEUE that a person gave: nobody should start the run again by itself."""
 NODE_RANKS = (
@@ -84,12 +84,10 @@ class Node:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from restomod.recipe import check_world, load_recipe
+        from restomod.strict import split_words
 
         self._arguments = arguments
-        words = arguments.words
-        self._recipe = load_recipe(
-            [w for w in words if "=" not in w], [w for w in words if "=" in w]
-        )
+        self._recipe = load_recipe(*split_words(arguments.words))
         world_size = arguments.nodes * arguments.ranks_per_node
         check_world(self._recipe, world_size, arguments.ranks_per_node)
         if not Path("train.py").is_file():
@@ -109,7 +107,7 @@ class Node:
         """Start torchrun, watch it, and return what it came to."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
-        before = _stamp(self._folder / "REQUEUE")
+        before = _stamp(self._folder / REQUEUE)
         attempts = {path for path in self._logs.glob("*") if path.is_dir()}
         command = self._command()
         record_start(self._logs, self._arguments.words, command, os.environ)
@@ -158,7 +156,7 @@ class Node:
                 self._arguments.alive.touch()
             ranks = _ranks(agent.pid)
             self._ran_at = now if ranks else self._ran_at
-            saved = _stamp(self._folder / "REQUEUE") not in (before, None)
+            saved = _stamp(self._folder / REQUEUE) not in (before, None)
             if self._request and not saved:
                 self._pass_on(agent, ranks)
             if 2 in _left_codes(self._logs, attempts):
@@ -194,9 +192,10 @@ class Node:
     def _verdict(self, code: int, before: Any, left: set[int]) -> int:
         if 2 in left:  # for which torchrun has asked the other ranks to stop
             return 2
-        stamp = _stamp(self._folder / "REQUEUE")
+        stamp = _stamp(self._folder / REQUEUE)
         if stamp not in (before, None):
-            told = json.loads((self._folder / "REQUEUE").read_text())
+            told = read_requeue(self._folder)
+            assert told
             log.info("saved after step %d: %s", told["step"], told["reason"])
             return STOPPED_CODE if told["reason"] in PERSONS else REQUEUE_CODE
         if self._cut_off:

@@ -19,11 +19,11 @@ from restomod.launch.words import (
     PATH,
     QUANTITY,
     SBATCH,
-    VARIABLE,
     VOLUME,
     is_secret,
     unprintable,
 )
+from restomod.recipe import VARIABLE
 from restomod.strict import load_strict
 from restomod.units import parse_duration
 

@@ -21,6 +21,7 @@ from restomod.launch.record import describe_commit
 from restomod.launch.render import Job, render
 from restomod.launch.words import check_words, label
 from restomod.recipe import check_world, load_recipe
+from restomod.strict import split_words
 
 PROGRAMS = {"slurm": "sbatch", "kubernetes": "kubectl", "skypilot": "sky", "torchrun": "bash"}
 
@@ -33,7 +34,7 @@ def plan_job(
     `gpus` and `ranks` are those of a node; a rank per GPU by default. Raises UserError.
     """
     check_words(words)
-    recipe = load_recipe([w for w in words if "=" not in w], [w for w in words if "=" in w])
+    recipe = load_recipe(*split_words(words))
     ranks = ranks or gpus
     if not ranks:
         raise UserError("--gpus-per-node 0: say with --procs-per-node how many ranks a node runs")

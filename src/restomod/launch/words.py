@@ -28,7 +28,6 @@ PATH = re.compile(r"[^\s:,'\"\\`$;&|<>()*?!#-][^\s:,'\"\\`$;&|<>()*?!#]*")
 """Paths of a profile: what no shell and no mount option reads otherwise."""
 VOLUME = re.compile(rf"pvc:{OBJECT_NAME.pattern}|scratch:|{PATH.pattern}")
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTPE]i?|Ki)?")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 LABEL_LENGTH = 40
 """A pod's host name has 63 letters, of which its number and a Kubeflow role take some."""
 

@@ -7,7 +7,6 @@ that ran stopped and saved. `run.py` calls this.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import signal
@@ -21,11 +20,12 @@ from typing import Any
 
 from restomod.errors import UserError
 from restomod.recipe import load_recipe
+from restomod.strict import split_words
 from restomod.sweep.file import SweepFile
 from restomod.sweep.jobs import Job, Jobs
 from restomod.sweep.readings import Readings
 from restomod.sweep.study import DIVERGED, DONE, FAILED, IMPOSSIBLE, STOPPED, Study, Trial
-from restomod.train.stopping import REQUEUE, REQUEUE_CODE, STOP
+from restomod.train.stopping import REQUEUE, REQUEUE_CODE, STOP, read_requeue
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class Control:
             return True
         words = self._words(trial)
         try:
-            load_recipe([w for w in words if "=" not in w], [w for w in words if "=" in w])
+            load_recipe(*split_words(words))
         except UserError as error:
             self._finish(trial, IMPOSSIBLE, None, str(error))
             return True
@@ -217,7 +217,7 @@ class Control:
         trial, readings = running.trial, running.readings
         self._study.note(trial, job="")
         folder = self._run_folder(trial)
-        requeue = _requeue(folder)
+        requeue = read_requeue(folder)
         stopped = requeue is not None or code == REQUEUE_CODE
         if code == 0 and not stopped:
             self._complete(trial, readings)
@@ -270,17 +270,6 @@ class Control:
         why = f": {note}" if note else ""
         log.info("%s: %s%s%s%s", self.name(trial), state, shown, why, where)
         self._on_change()
-
-
-def _requeue(folder: Path) -> dict[str, Any] | None:
-    """Return what a run says that was stopped and wants to go on."""
-    try:
-        said = json.loads((folder / REQUEUE).read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
 
 
 def _last_line(path: Path) -> str:

@@ -118,11 +118,9 @@ def differences(sweep: SweepFile, trials: Sequence[Trial], folder: Path) -> str:
     """Compare the resolved recipes of the runs: one row for each key in which any two differ."""
     recipes = {}
     for trial in trials:
-        name = f"{sweep.name}-{trial.number:03d}"
+        config = folder / sweep.run_name(trial.number) / "config.yaml"
         try:
-            recipes[trial.number] = flatten(
-                yaml.safe_load((folder / name / "config.yaml").read_text())
-            )
+            recipes[trial.number] = flatten(yaml.safe_load(config.read_text()))
         except (OSError, yaml.YAMLError):
             continue
     keys = dict.fromkeys(key for recipe in recipes.values() for key in recipe)

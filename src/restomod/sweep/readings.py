@@ -6,12 +6,11 @@ A resume takes the file back: then it is read from its beginning.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
+from restomod.tools.following import Follower
 from restomod.tools.metrics_log import number
 
 
@@ -19,9 +18,8 @@ class Readings:
     """Follows one run."""
 
     def __init__(self, run_folder: Path, metric: str) -> None:
-        self._path = run_folder / "metrics.jsonl"
+        self._follower = Follower(run_folder / "metrics.jsonl")
         self._event, *self._keys = metric.split("/")
-        self._file, self._offset = 0, 0
         self.values: list[float] = []
         """The metric, each time that it was logged; NaN where it was no finite number."""
         self.step = 0
@@ -31,33 +29,18 @@ class Readings:
 
     def read(self) -> None:
         """Take in what was written since the last call."""
-        try:
-            with self._path.open("rb") as file:
-                self._catch_up(file.fileno(), file)
-        except FileNotFoundError:
-            return
-
-    def _catch_up(self, descriptor: int, file: Any) -> None:
-        status = os.fstat(descriptor)
-        if (status.st_ino, True) != (self._file, status.st_size >= self._offset):
-            self._file, self._offset = status.st_ino, 0
-            self.values, self.step, self.time_s = [], 0, 0.0
-        file.seek(self._offset)
-        for text in file:
-            if not text.endswith(b"\n"):
-                break  # the rest is still to come
-            self._offset += len(text)
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict):
+        more = True
+        while more:
+            lines, anew, more = self._follower.read()
+            if anew:
+                self.values, self.step, self.time_s = [], 0, 0.0
+            for line in lines:
                 self._add(line)
 
     def _add(self, line: dict[str, Any]) -> None:
         self.step = max(self.step, int(number(line.get("step")) or 0))
         self.time_s = max(self.time_s, number(line.get("time_s")) or 0.0)
-        if line.get("event") != self._event:
+        if line["event"] != self._event:
             return
         value: Any = line if self._event == "train" else line.get("domains")
         for key in self._keys:

@@ -18,6 +18,7 @@ import yaml
 from restomod.config import Recipe
 from restomod.errors import UserError
 from restomod.recipe import load_recipe
+from restomod.strict import split_words
 from restomod.sweep.control import Control, Interrupts
 from restomod.sweep.file import SweepFile, load_sweep
 from restomod.sweep.jobs import Jobs
@@ -109,7 +110,7 @@ def _base(sweep: SweepFile, path: Path) -> Recipe:
 
 
 def _recipe(words: list[str]) -> Recipe:
-    return load_recipe([w for w in words if "=" not in w], [w for w in words if "=" in w])
+    return load_recipe(*split_words(words))
 
 
 def _check_points(sweep: SweepFile, path: Path, here: bool) -> None:

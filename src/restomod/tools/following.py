@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from restomod.tools.metrics_log import Downsampled, RunLog, number
+from restomod.train.stopping import read_requeue
 
 Line = dict[str, Any]
 PIECE = 1 << 22
@@ -118,11 +119,7 @@ class Followed:
 
     def requeue(self) -> Line:
         """Return what the run folder says of a run that was stopped and wants to go on."""
-        try:
-            told = json.loads((self.folder / "REQUEUE").read_text())
-        except (OSError, ValueError):
-            return {}
-        return told if isinstance(told, dict) else {}
+        return read_requeue(self.folder) or {}
 
     def tokens_per_wall_s(self) -> float | None:
         """Return recent tokens per second of wall time, evaluations and checkpoints included."""

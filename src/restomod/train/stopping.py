@@ -234,6 +234,18 @@ def leave_requeue(folder: Path, reason: str, step: int) -> None:
     part.replace(folder / REQUEUE)
 
 
+def read_requeue(folder: Path) -> dict[str, Any] | None:
+    """Return what a run folder's REQUEUE says; None where there is none, nothing where it cannot be
+    read."""
+    try:
+        told = json.loads((folder / REQUEUE).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
 def clear_requeue(folder: Path) -> None:
     """Take back what an earlier process left: this one goes on."""
     (folder / REQUEUE).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import yaml
 
 from restomod.errors import UserError
 from restomod.recipe import load_recipe
+from restomod.strict import split_words
 from restomod.sweep.file import load_sweep
 from restomod.sweep.study import draws
 
@@ -133,4 +134,4 @@ def test_every_trial_of_a_shipped_sweep_can_be_trained(file, monkeypatch):
     assert f"run_name={sweep.name}-${{oc.env:WANDB_RUN_ID}}" in sweep.command
     for values in draws(sweep, 20):
         words = sweep.words(values)
-        load_recipe([w for w in words if "=" not in w], [w for w in words if "=" in w])
+        load_recipe(*split_words(words))

@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from restomod.train.watching.alerts import Chosen
+from restomod.train.watching.background import Line
 from restomod.train.watching.scalars import scalars
 from restomod.train.watching.wandb_listener import CLOSE, PROCESS
 
 log = logging.getLogger("restomod.wandb")
 
-Line = dict[str, Any]
 OFFLINE = "offline"
 PROBES_S = (4.0, 4.0)
 """Time that a server has to answer at all, each try."""
