@@ -8,12 +8,8 @@ said. The pipeline calls this when its data is written, and again after any chan
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import TypedDict
@@ -22,6 +18,7 @@ from restomod.errors import UserError
 from restomod.prepare import card_sections as sections
 from restomod.prepare.card_figures import lengths
 from restomod.prepare.card_values import text
+from restomod.tools import pages
 
 
 class SourceCard(TypedDict, total=False):
@@ -124,7 +121,7 @@ def write_card(manifest: Mapping[str, object], path: Path) -> None:
     parts = [part for part in parts if part[2]]
     notices = sections.notices(manifest)
     page = Template(PAGE).substitute(
-        style=_style() + EXTRA_STYLE,
+        style=pages.style() + EXTRA_STYLE,
         name=escape(text(manifest, "name") or path.stem),
         description=escape(text(manifest, "description")),
         summary=sections.summary(manifest),
@@ -136,23 +133,11 @@ def write_card(manifest: Mapping[str, object], path: Path) -> None:
         ),
         created=escape(text(manifest, "created") or "at an unknown time"),
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8", errors="replace")
-        partial.replace(path)
+        pages.write_page(path, page)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise UserError(f"{path}: the data card cannot be written: {error.strerror}") from error
-
-
-def _style() -> str:
-    """Return the style of the runs' reports, so that both look the same."""
-    template = files("restomod.tools").joinpath("report.html").read_text(encoding="utf-8")
-    found = re.search(r"<style>(.*?)</style>", template, re.DOTALL)
-    assert found, "report.html has lost its style"
-    return found[1]
 
 
 EXTRA_STYLE = """

@@ -6,7 +6,6 @@ In: the sweep file, its trials, their run folders. Out: the page. The style is t
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from html import escape
@@ -20,10 +19,10 @@ from restomod.sweep.file import OURS, SweepFile
 from restomod.sweep.parallel import highlights, parallel_coordinates
 from restomod.sweep.study import DONE, Trial
 from restomod.sweep.table import best, cells, head, ranked, show
+from restomod.tools import pages
 from restomod.tools.report_figures import table
 
 PAGE = "sweep.html"
-REPORT = Path(__file__).parents[1] / "tools" / "report.html"
 STYLE = """
 :root { --faded: #cfd3d8; }
 @media (prefers-color-scheme: dark) { :root { --faded: #3a3f47; } }
@@ -67,8 +66,6 @@ HTML = """<!doctype html>
 
 def write_page(sweep: SweepFile, trials: list[Trial], folder: Path) -> Path:
     """Write the page into the sweep's folder and return its path."""
-    report = re.search(r"<style>(.*?)</style>", REPORT.read_text(encoding="utf-8"), re.DOTALL)
-    assert report, "report.html has lost its style"
     plot = parallel_coordinates(sweep, trials)
     note = "The better, the stronger its colour; dashed lines were stopped early."
     figure = f'<div class="scroll"><div class="frame">{plot}</div></div><p class="note">{note}</p>'
@@ -80,14 +77,12 @@ def write_page(sweep: SweepFile, trials: list[Trial], folder: Path) -> Path:
     ]
     page = HTML.format(
         name=escape(sweep.name),
-        style=report[1] + STYLE + highlights(trials),
+        style=pages.style() + STYLE + highlights(trials),
         summary=_summary(sweep, trials),
         sections="".join(f"<section><h2>{t}</h2>{body}</section>" for t, body in parts if body),
     )
-    path, partial = folder / PAGE, folder / f".{PAGE}.{os.getpid()}"
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    partial.replace(path)
-    return path
+    pages.write_page(folder / PAGE, page)
+    return folder / PAGE
 
 
 def _summary(sweep: SweepFile, trials: Sequence[Trial]) -> str:

@@ -6,14 +6,11 @@ are those of `report.html`, the charts `charts.py`'s.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
-import re
 from html import escape
 from pathlib import Path
 
 from restomod.errors import UserError
+from restomod.tools import pages
 from restomod.tools.charts import Line, Plot, svg, x_axis
 from restomod.tools.plan import Plan
 from restomod.tools.plan_parts import WARNING, Section
@@ -25,29 +22,21 @@ SAMPLES = 400
 
 def write_page(plan: Plan, path: Path) -> None:
     """Write the page; raises UserError where that cannot be done."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_text(page(plan), encoding="utf-8", errors="replace")
-        partial.replace(path)  # a reader never sees half a page
+        pages.write_page(path, page(plan))
     except OSError as error:
         raise UserError(f"--html {path}: cannot be written: {error.strerror or error}") from error
 
 
 def page(plan: Plan) -> str:
     """Return the page."""
-    report = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    style, script = (
-        re.search(rf"<{tag}>(.*?)</{tag}>", report, re.DOTALL) for tag in ("style", "script")
-    )
-    assert style, "report.html has lost its style"
-    assert script, "report.html has lost its script"
-    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    script, source = pages.script()
     name = escape(plan.recipe.run_name)
     warnings = [escape(w) for section in plan.sections for w in section.warnings]
     head, *sections = plan.sections
     policy = (
         "default-src 'none'; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+        f"script-src '{source}'; base-uri 'none'; form-action 'none'"
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -57,7 +46,7 @@ def page(plan: Plan) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{name}: plan</title>
-<style>{style[1]}</style>
+<style>{pages.style()}</style>
 </head>
 <body>
 <header>
@@ -71,7 +60,7 @@ def page(plan: Plan) -> str:
 {_section(head)}
 {"".join(_section(section) for section in sections)}
 </main>
-<script>{script[1]}</script>
+<script>{script}</script>
 </body>
 </html>
 """

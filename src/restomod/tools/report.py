@@ -6,11 +6,7 @@ later. The command `restomod report` calls this. The page's frame, style and scr
 report.html here; nothing in it refers to another file or address.
 """
 
-import base64
-import hashlib
 import json
-import os
-import re
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -20,6 +16,7 @@ from typing import Any
 import yaml
 
 from restomod.errors import UserError
+from restomod.tools import pages
 from restomod.tools import report_sections as sections
 from restomod.tools.metrics_log import RunLog, number, numbers, read_log
 from restomod.tools.report_figures import AskedPhase, figures, key
@@ -63,12 +60,8 @@ def write_report(run_folder: Path) -> Path:
     ]
     parts = [part for part in parts if part[2]]
 
-    template = Path(__file__).with_name("report.html").read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)
-    assert script, "report.html has lost its script"
-    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
-    page = Template(template).substitute(
-        script_hash=f"sha256-{digest}",
+    page = Template(pages.REPORT.read_text(encoding="utf-8")).substitute(
+        script_hash=pages.script()[1],
         name=escape(name),
         summary=sections.summary(log, asked),
         updated=f"{updated:%Y-%m-%d %H:%M} UTC",
@@ -80,11 +73,8 @@ def write_report(run_folder: Path) -> Path:
             f'<section id="{slug}"><h2>{title}</h2>{body}</section>' for slug, title, body in parts
         ),
     )
-    # A reader, or a second writer, never sees half a page.
     report = run_folder / "report.html"
-    partial = run_folder / f".report.html.{os.getpid()}"
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    partial.replace(report)
+    pages.write_page(report, page)
     return report
 
 
