@@ -78,7 +78,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 lock:
-	$(BIN)/$(COMPILE) pyproject.toml --group dev -o requirements.lock
+	$(BIN)/$(COMPILE) pyproject.toml --extra judge --group dev -o requirements.lock
 	echo 'transformers>=5,<6' | $(BIN)/$(COMPILE) - -o tests/systems/transformers-5.lock
 	$(BIN)/$(COMPILE) tests/systems/clusters.in -o tests/systems/clusters.lock
 
