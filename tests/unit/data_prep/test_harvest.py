@@ -4,10 +4,9 @@ import json
 import shutil
 
 import harvest
-import heldout
-import installed
 import pytest
-import python_text
+
+from restomod.harvest import heldout, installed, python_text
 
 LONG = "A sentence about {0} that goes on for a while, number {1} of its kind.\n"
 
