@@ -1,0 +1,249 @@
+"""`restomod eval MODEL --suite NAME`: models and baselines on a suite's tasks, and what came out.
+
+In: checkpoints, runs or folders, a suite. Out: results.json, results.md and, for several
+checkpoints of a run, leaderboard.html in one folder. `cli.py` calls this.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from restomod.errors import UserError
+from restomod.eval.encoders import (
+    System,
+    baseline,
+    encoder_of,
+    own_system,
+    random_encoder,
+    require,
+)
+from restomod.eval.leaderboard import write_leaderboard
+from restomod.eval.offline.build import training_pairs
+from restomod.eval.offline.packages import Packages, choose_packages
+from restomod.eval.results import TaskScores, markdown, summarise
+from restomod.eval.suite import Suite, SuiteTask, load_suite
+from restomod.eval.tasks import run_classification, run_retrieval
+from restomod.eval.tuning import tuned
+from restomod.harvest.installed import find_sources
+from restomod.tools.runs import run_of
+from restomod.train.manifest import checkpoint_folder, local_steps, read_manifest, verify
+from restomod.vectors.texts import TextEncoder
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+BASELINE_NAMES = {"random": "random init", "bag": "bag of its embeddings", "tfidf": "TF-IDF"}
+BASELINE_NAMES["minilm"] = "MiniLM-L6"
+LIBRARIES = (
+    "restomod",
+    "torch",
+    "numpy",
+    "scikit-learn",
+    "sentence-transformers",
+    "mteb",
+    "pylate",
+    "datasets",
+)
+PAIRS = 4_000
+"""Pairs that models are tuned on, at most."""
+
+
+@dataclass
+class Model:
+    """A model to judge."""
+
+    path: Path
+    name: str
+    slots: int | None = None
+    """Token slots that it was trained for, if known."""
+
+
+@dataclass
+class Request:
+    """What the command line asks for."""
+
+    paths: list[Path]
+    suite: str
+    command: str
+    baseline: str = ""
+    """Name of a baseline, or a model's path; random, or the suite's first, by default."""
+    seeds: int = 0
+    """Instead of the suite's."""
+    out: Path | None = None
+    all_checkpoints: bool = False
+    site_packages: list[str] | None = None
+    """Where offline tasks are built from; sys.path by default."""
+
+
+@dataclass
+class Contestants:
+    """Everything that is scored."""
+
+    systems: list[System] = field(default_factory=list)
+    readers: dict[str, TextEncoder] = field(default_factory=dict)
+    """Name -> model, of those that are ours."""
+    packages: Packages | None = None
+
+
+def run_suite(request: Request) -> str:
+    """Run the suite, write the results, return what to print."""
+    started = time.monotonic()
+    suite = load_suite(request.suite)
+    suite.seeds = request.seeds or suite.seeds
+    models = models_of(request)
+    chosen = _baseline_model(request, suite)
+    out = request.out or run_of(models[0].path) / "evaluations" / suite.name
+    contestants = _contestants(request, suite, [*models, *([chosen] if chosen else [])])
+    name = chosen.name if chosen else BASELINE_NAMES.get(request.baseline or "random", "")
+    tasks = {key: _run_task(key, task, suite, contestants) for key, task in suite.tasks.items()}
+    results = {
+        "format": FORMAT,
+        "suite": suite.name,
+        "description": suite.description,
+        "note": suite.note,
+        "command": request.command,
+        "baseline": name,
+        "seeds": suite.seeds,
+        "settings": asdict(suite),
+        "models": [{"name": m.name, "path": str(m.path), "slots": m.slots} for m in models],
+        "systems": {system.name: system.about for system in contestants.systems},
+        "tasks": {key: summarise(task, name) for key, task in tasks.items()},
+        "versions": versions(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    text = markdown(results)
+    (out / "results.md").write_text(text)
+    written = [out / "results.json", out / "results.md"]
+    if sum(model.slots is not None for model in models) > 1:
+        written.append(write_leaderboard(results, out / "leaderboard.html"))
+    return text + "\n" + "".join(f"{path}\n" for path in written)
+
+
+def models_of(request: Request) -> list[Model]:
+    """Return the models that are named, or every whole checkpoint of the run that is."""
+    if not request.all_checkpoints:
+        names = [path.resolve().name for path in request.paths]
+        return [
+            Model(path, name if names.count(name) == 1 else str(path), slots_of(path))
+            for path, name in zip(request.paths, names, strict=True)
+        ]
+    if len(request.paths) != 1:
+        raise UserError("--all-checkpoints: name one run")
+    run = request.paths[0]
+    models = []
+    for step in sorted(local_steps(run)):
+        folder = checkpoint_folder(run, step)
+        problem, _ = verify(folder)
+        if problem:
+            log.warning("%s is left out: %s", folder, problem)
+        else:
+            models.append(Model(folder, folder.name, slots_of(folder)))
+    if not models:
+        raise UserError(f"{run}: --all-checkpoints: holds no whole checkpoint")
+    return models
+
+
+def slots_of(path: Path) -> int | None:
+    """Return the token slots that a checkpoint was trained for; None if it does not say."""
+    try:
+        problem, manifest = read_manifest((path / "manifest.json").read_bytes())
+    except OSError:
+        return None
+    return None if problem else manifest.get("slots")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides scores, of what is installed of it."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _baseline_model(request: Request, suite: Suite) -> Model | None:
+    """Return the model that --baseline names by a path; None for the name of a baseline, which is
+    added to the suite's."""
+    if not request.baseline or request.baseline in BASELINE_NAMES:
+        if request.baseline and request.baseline not in suite.baselines:
+            suite.baselines.append(request.baseline)
+        return None
+    path = Path(request.baseline)
+    if not path.is_dir():
+        known = ", ".join(BASELINE_NAMES)
+        raise UserError(f"--baseline {request.baseline}: no such folder, and none of {known}")
+    return Model(path, f"baseline {path.resolve().name}")
+
+
+def _contestants(request: Request, suite: Suite, models: Sequence[Model]) -> Contestants:
+    """Load the models, make the baselines, choose the packages, tune what is to be tuned."""
+    sections = [task.retrieval or task.classification for task in suite.tasks.values()]
+    if suite.baselines or any(sections):
+        require("sklearn")
+    result = Contestants()
+    first: TextEncoder | None = None
+    for model in models:
+        system, texts = own_system(model.path, model.name, suite.max_tokens)
+        first = first or texts
+        result.systems.append(system)
+        result.readers[model.name] = texts
+    assert first is not None
+    for kind in suite.baselines:
+        result.systems.append(baseline(kind, first, suite.seeds))
+    if suite.tune or any(section and section.offline for section in sections):
+        corpus = Path(suite.corpus) if suite.corpus else None
+        result.packages = choose_packages(models[0].path, corpus, request.site_packages)
+    if suite.tune:
+        _tune(request, suite, result, first)
+    return result
+
+
+def _tune(request: Request, suite: Suite, result: Contestants, first: TextEncoder) -> None:
+    """Add tuned copies of our models and of random initialisation, one a seed."""
+    packages, how = result.packages, suite.tune
+    assert packages is not None
+    assert how is not None
+    if not packages.training:
+        log.warning("nothing is tuned: no corpus says which packages were trained on")
+        return
+    pairs = training_pairs(packages, find_sources(request.site_packages), PAIRS)
+    queries, documents = pairs["queries"], pairs["documents"]
+    if len(queries) < how.batch:
+        log.warning("nothing is tuned: %d pairs are fewer than a batch", len(queries))
+        return
+    packages_read = len(pairs["distributions"])
+    about = {"tuned_on": f"{len(queries)} pairs of {packages_read} packages", **asdict(how)}
+    seeds = range(1, suite.seeds + 1)
+    for name, texts in list(result.readers.items()):
+        encoders = [encoder_of(tuned(texts, queries, documents, how, seed)) for seed in seeds]
+        result.systems.append(System(f"{name}, tuned", [*encoders], about))
+    if "random" in suite.baselines:
+        encoders = [
+            encoder_of(tuned(random_encoder(first, seed), queries, documents, how, seed))
+            for seed in seeds
+        ]
+        name = f"{BASELINE_NAMES['random']}, tuned"
+        result.systems.append(System(name, [*encoders], about))
+
+
+def _run_task(name: str, task: SuiteTask, suite: Suite, contestants: Contestants) -> TaskScores:
+    started = time.monotonic()
+    systems, packages = contestants.systems, contestants.packages
+    if task.retrieval:
+        scores = run_retrieval(name, task.retrieval, suite, systems, packages)
+    else:
+        assert task.classification
+        scores = run_classification(name, task.classification, suite, systems, packages)
+    log.info("%s: %.0f s", name, time.monotonic() - started)
+    return scores
