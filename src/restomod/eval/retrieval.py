@@ -63,13 +63,3 @@ def unit(vectors: Any) -> Any:
     from sklearn.preprocessing import normalize
 
     return normalize(vectors)
-
-
-def whitened(queries: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both sides without their own mean, and with directions of equal variance: no labels
-    are used. What all of a model's vectors have in common is taken out."""
-    queries, documents = queries - queries.mean(0), documents - documents.mean(0)
-    covariance = (np.cov(queries.T) + np.cov(documents.T)) / 2
-    variances, directions = np.linalg.eigh(covariance)
-    scale = directions / np.sqrt(np.maximum(variances, 0) + 1e-3 * variances.max())
-    return queries @ scale, documents @ scale

@@ -15,22 +15,29 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from restomod.errors import UserError
 from restomod.eval.encoders import (
+    FirstAndLast,
+    Reading,
     System,
+    Treatments,
     baseline,
-    encoder_of,
-    own_system,
+    fingerprint,
+    load_texts,
+    model_systems,
     random_encoder,
     require,
+    sizes,
 )
 from restomod.eval.leaderboard import write_leaderboard
-from restomod.eval.offline.build import training_pairs
+from restomod.eval.offline.build import other_pairs
 from restomod.eval.offline.packages import Packages, choose_packages
 from restomod.eval.results import TaskScores, markdown, summarise
 from restomod.eval.suite import Suite, SuiteTask, load_suite
 from restomod.eval.tasks import run_classification, run_retrieval
-from restomod.eval.tuning import tuned
+from restomod.eval.treatments import probe, whitening
 from restomod.harvest.installed import find_sources
 from restomod.tools.runs import run_of
 from restomod.train.manifest import checkpoint_folder, local_steps, read_manifest, verify
@@ -51,8 +58,7 @@ LIBRARIES = (
     "pylate",
     "datasets",
 )
-PAIRS = 4_000
-"""Pairs that models are tuned on, at most."""
+LEAST_PAIRS = 50
 
 
 @dataclass
@@ -187,54 +193,51 @@ def _baseline_model(request: Request, suite: Suite) -> Model | None:
 
 
 def _contestants(request: Request, suite: Suite, models: Sequence[Model]) -> Contestants:
-    """Load the models, make the baselines, choose the packages, tune what is to be tuned."""
+    """Load the models, choose the packages, make the baselines and the treated copies."""
     sections = [task.retrieval or task.classification for task in suite.tasks.values()]
-    if suite.baselines or any(sections):
+    if any(sections):
         require("sklearn")
+    texts = [load_texts(model.path, suite.max_tokens) for model in models]
     result = Contestants()
-    first: TextEncoder | None = None
-    for model in models:
-        system, texts = own_system(model.path, model.name, suite.max_tokens)
-        first = first or texts
-        result.systems.append(system)
-        result.readers[model.name] = texts
-    assert first is not None
-    for kind in suite.baselines:
-        result.systems.append(baseline(kind, first, suite.seeds))
-    if suite.tune or any(section and section.offline for section in sections):
+    if suite.treatments or any(section and section.offline for section in sections):
         corpus = Path(suite.corpus) if suite.corpus else None
         result.packages = choose_packages(models[0].path, corpus, request.site_packages)
-    if suite.tune:
-        _tune(request, suite, result, first)
+    treatments = _treatments(request, suite, result.packages)
+    for model, own in zip(models, texts, strict=True):
+        about = {"path": str(model.path), "fingerprint": fingerprint(own.model), **sizes(own)}
+        result.systems += model_systems(model.name, [own], about, treatments)
+        result.readers[model.name] = own
+    for kind in suite.baselines:
+        if kind == "random":
+            seeds = list(range(1, suite.seeds + 1))
+            drawn = [random_encoder(texts[0], seed) for seed in seeds]
+            about = {"seeds": seeds, **sizes(texts[0])}
+            result.systems += model_systems(BASELINE_NAMES[kind], drawn, about, treatments)
+        else:
+            result.systems.append(baseline(kind, texts[0]))
     return result
 
 
-def _tune(request: Request, suite: Suite, result: Contestants, first: TextEncoder) -> None:
-    """Add tuned copies of our models and of random initialisation, one a seed."""
-    packages, how = result.packages, suite.tune
-    assert packages is not None
-    assert how is not None
-    if not packages.training:
-        log.warning("nothing is tuned: no corpus says which packages were trained on")
-        return
-    pairs = training_pairs(packages, find_sources(request.site_packages), PAIRS)
+def _treatments(request: Request, suite: Suite, packages: Packages | None) -> Treatments:
+    """Return what is to be done to untuned features, fitted on packages that are in no task."""
+    if not suite.treatments or packages is None:
+        return {}
+    sources = find_sources(request.site_packages)
+    pairs = other_pairs(packages, sources, suite.probe.pairs)
     queries, documents = pairs["queries"], pairs["documents"]
-    if len(queries) < how.batch:
-        log.warning("nothing is tuned: %d pairs are fewer than a batch", len(queries))
-        return
-    packages_read = len(pairs["distributions"])
-    about = {"tuned_on": f"{len(queries)} pairs of {packages_read} packages", **asdict(how)}
-    seeds = range(1, suite.seeds + 1)
-    for name, texts in list(result.readers.items()):
-        encoders = [encoder_of(tuned(texts, queries, documents, how, seed)) for seed in seeds]
-        result.systems.append(System(f"{name}, tuned", [*encoders], about))
-    if "random" in suite.baselines:
-        encoders = [
-            encoder_of(tuned(random_encoder(first, seed), queries, documents, how, seed))
-            for seed in seeds
-        ]
-        name = f"{BASELINE_NAMES['random']}, tuned"
-        result.systems.append(System(name, [*encoders], about))
+    if len(queries) < LEAST_PAIRS:
+        log.warning("nothing is whitened or probed: %d pairs are too few", len(queries))
+        return {}
+    log.info("%d pairs of %d other packages", len(queries), len(pairs["distributions"]))
+
+    def features(encoder: FirstAndLast) -> tuple[np.ndarray, np.ndarray]:
+        return encoder.encode(queries, Reading(query=True)), encoder.encode(documents, Reading())
+
+    fits: Treatments = {
+        "whitened": lambda encoder, _: whitening(*features(encoder)),
+        "probe": lambda encoder, seed: probe(*features(encoder), suite.probe, seed),
+    }
+    return {name: fits[name] for name in suite.treatments}
 
 
 def _run_task(name: str, task: SuiteTask, suite: Suite, contestants: Contestants) -> TaskScores:

@@ -19,6 +19,7 @@ from restomod.strict import load_strict
 SUITES = Path(__file__).with_name("suites")
 OFFLINE_RETRIEVAL = ("functions", "functions-named", "sections", "long")
 BASELINES = ("random", "bag", "tfidf", "minilm")
+TREATMENTS = ("whitened", "probe")
 
 
 @dataclass
@@ -107,21 +108,19 @@ KINDS = ("retrieval", "classification", "mteb", "finetune")
 
 
 @dataclass
-class TuneConfig:
-    """A short contrastive tuning on pairs of docstring and code out of packages that the model was
-    trained on, after which the same tasks are scored once more; random initialisation gets it, too.
-    """
+class ProbeConfig:
+    """How the probe learns: a linear map of frozen features, for queries and for documents."""
 
-    steps: int = 60
-    """Optimizer steps."""
-    batch: int = 64
+    pairs: int = 4000
+    """Pairs of docstring and code that whitening and probe are fitted on, at most."""
+    steps: int = 300
+    """Most steps; training ends where pairs that it does not see are served best."""
+    batch: int = 256
     """Pairs of a step; the others' codes are the negatives."""
-    lr: float = 2e-3
-    """Largest learning rate: it rises for a tenth of the steps, then falls to zero."""
+    lr: float = 1e-3
+    """Learning rate."""
     temperature: float = 0.05
     """Cosines are divided by it."""
-    max_tokens: int = 96
-    """Tokens that are read of each text while tuning."""
 
 
 @dataclass
@@ -147,11 +146,12 @@ class Suite:
     baselines: list[str] = field(default_factory=list)
     """random (the same architecture, one model a seed), bag (means of the model's embeddings),
     tfidf, minilm (a small pretrained encoder)."""
-    whitened: bool = False
-    """Whether retrieval is also scored with vectors whose common part is taken out."""
-    tune: TuneConfig | None = None
+    treatments: list[str] = field(default_factory=list)
+    """What is also done to untuned features of the model and of random initialisation: whitened,
+    probe. Fitted on packages that are in no task (the run's training packages, if known)."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
     seeds: int = 3
-    """Seeds of random initialisation and of tuning."""
+    """Seeds of random initialisation."""
 
 
 def load_suite(name: str) -> Suite:
@@ -188,10 +188,12 @@ def _impossible(suite: Suite) -> list[tuple[str, str]]:
         bad.append(("seeds", "must be at least 1"))
     if suite.max_tokens != 0 and suite.max_tokens < 8:
         bad.append(("max_tokens", f"{suite.max_tokens} leaves no room; 8 is the least"))
-    if tune := suite.tune:
-        for key in ("steps", "batch", "lr", "temperature", "max_tokens"):
-            if getattr(tune, key) <= 0:
-                bad.append((f"tune.{key}", "must be positive"))
+    for n, name in enumerate(suite.treatments):
+        if name not in TREATMENTS:
+            bad.append((f"treatments.{n}", f"{name!r} is not one of {', '.join(TREATMENTS)}"))
+    for key in ("pairs", "steps", "batch", "lr", "temperature"):
+        if getattr(suite.probe, key) <= 0:
+            bad.append((f"probe.{key}", "must be positive"))
     for name, task in suite.tasks.items():
         bad += [(f"tasks.{name}{key}", reason) for key, reason in _impossible_task(task)]
         later = suite.tasks.get(task.finetune.starts_from) if task.finetune else None

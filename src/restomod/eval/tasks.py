@@ -5,22 +5,22 @@ In: a task, systems, what was held out. Out: `TaskScores`. `run.py` calls this.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from restomod.eval.classification import majority, score_classification
-from restomod.eval.encoders import System
+from restomod.eval.encoders import Reading, System
 from restomod.eval.folders import labelled_items, retrieval_items
 from restomod.eval.items import LabelledItems, RetrievalItems
 from restomod.eval.offline.build import offline_items
 from restomod.eval.offline.packages import Packages
 from restomod.eval.results import TaskScores
-from restomod.eval.retrieval import score_retrieval, whitened
+from restomod.eval.retrieval import score_retrieval
 from restomod.eval.suite import ClassificationTask, RetrievalTask, Suite
 
-WHITENED = ", whitened"
 Scores = dict[str, list[dict[str, np.ndarray]]]
 """System -> for each seed, metric -> [queries]."""
 
@@ -42,14 +42,11 @@ def run_retrieval(
     scores: Scores = {}
     for system in systems:
         for encoder in system.encoders:
-            fit = items.documents
-            queries = encoder.encode(items.queries, fit, whole=task.whole)
-            documents = encoder.encode(items.documents, fit, whole=task.whole)
+            how = Reading(items.documents, task.whole, query=task.reverse)
+            documents = encoder.encode(items.documents, how)
+            queries = encoder.encode(items.queries, replace(how, query=not task.reverse))
             scored = score_retrieval(items, queries, documents)
             scores.setdefault(system.name, []).append(scored)
-            if suite.whitened and system.dense:
-                scored = score_retrieval(items, *whitened(queries, documents))
-                scores.setdefault(system.name + WHITENED, []).append(scored)
     count = len(items.documents)
     chance = float(np.mean(1 / np.arange(1, count + 1)))  # of one right answer
     about = items.about | {"fingerprint": items.fingerprint, "documents": count, "chance": chance}
@@ -77,10 +74,9 @@ def run_classification(
     scores: Scores = {}
     for system in systems:
         for encoder in system.encoders:
-            fit = items.train_texts
+            how = Reading(items.train_texts)
             train, test = (
-                encoder.encode(texts, fit, whole=False)
-                for texts in (items.train_texts, items.test_texts)
+                encoder.encode(texts, how) for texts in (items.train_texts, items.test_texts)
             )
             scored = score_classification(items, train, test)
             scores.setdefault(system.name, []).append(scored)

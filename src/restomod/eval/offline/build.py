@@ -1,8 +1,8 @@
 """Tasks out of installed distributions: built the same way every time, kept in cache_dir.
 
 In: the distributions to use (`packages.py`), how many items. Out: `RetrievalItems` and
-`LabelledItems`. `eval/tasks.py` calls `offline_items`, and `training_pairs` for what a model may be
-tuned on before it is judged.
+`LabelledItems`. `eval/tasks.py` calls `offline_items`, and `eval/run.py` `other_pairs`, which the
+treatments of untuned features are fitted on.
 
 Traps that this closes, beside those of `functions.py`: summaries and headings that stand more than
 once have no single answer and are dropped; so is code that is nearly another item's (half of its
@@ -216,10 +216,13 @@ def _names(source: Source) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))), re.IGNORECASE)
 
 
-def training_pairs(packages: Packages, sources: Sequence[Source], most: int) -> dict[str, Any]:
-    """Return up to `most` pairs of summary and nameless code out of distributions that were trained
-    on, for a model to be tuned on: {"queries", "documents", "distributions"}."""
-    allowed = [s for s in sources if s.name in packages.training]
+def other_pairs(packages: Packages, sources: Sequence[Source], most: int) -> dict[str, Any]:
+    """Return up to `most` pairs of summary and nameless code out of distributions that are in no
+    task, those that were trained on if they are known: {"queries", "documents",
+    "distributions"}."""
+    tested = {source.name for source in packages.sources}
+    known = packages.training or {source.name for source in sources}
+    allowed = [s for s in sources if s.name in known and s.name not in tested]
     held_out = set[int]()
     for candidate in _functions(packages.sources, named=False):
         held_out.update(line_hashes(candidate.checked))
