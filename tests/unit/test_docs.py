@@ -45,4 +45,14 @@ def test_every_key_says_what_it_means(hooks):
 def test_the_navigation_names_every_page():
     nav = (DOCS.parent / "mkdocs.yml").read_text()
     pages = {path.name for path in DOCS.glob("*.md")}
-    assert pages | {"configuration.md"} == set(re.findall(r": (\w+\.md)", nav))
+    assert pages | {"configuration.md"} == set(re.findall(r": ([\w-]+\.md)", nav))
+
+
+def test_the_messages_of_the_catalogue_are_in_the_code():
+    source = " ".join(path.read_text() for path in (DOCS.parent / "src").rglob("*.py"))
+    joined = re.sub(r'"\s+f?"', "", source)  # strings that go on in the next line
+    text = (DOCS / "errors.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)`", text, re.M)
+    assert len(quoted) > 35
+    missing = [words for words in quoted if words not in joined and words not in source]
+    assert missing == []
