@@ -28,6 +28,7 @@ from restomod.optim.build import build_optimizer
 from restomod.tools.average import AVERAGED, average_at_end
 from restomod.tools.report import write_report
 from restomod.train.agreement import Group, gloo_group, leads_node, on_first
+from restomod.train.callbacks import UserCallbacks
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
@@ -205,6 +206,7 @@ def _fit(
         times,
         health,
     )
+    users = UserCallbacks(recipe, metrics, start.manifest.get("callbacks", {}))
     checkpointing = Checkpointing(
         recipe,
         loader,
@@ -212,7 +214,11 @@ def _fit(
         clock,
         metrics,
         start,
-        lambda: {"health": health.state_dict(), **evaluation.facts()},
+        lambda: {
+            "health": health.state_dict(),
+            "callbacks": users.state_dict(),
+            **evaluation.facts(),
+        },
         uploads,
     )
     callbacks: list[Callback] = [
@@ -229,6 +235,7 @@ def _fit(
         CatchingUp(evaluation),
         watchdog,
         Progress(timeline, steps, started),
+        *users.callbacks.values(),
     ]
     facts = about(model, start, device, sources) if rank == 0 else {}
     begin_run_folder(recipe, sources, start, clock, metrics, run.group, facts)
