@@ -231,11 +231,11 @@ def _fit(
         health,
         steps,
         evaluation,  # before checkpoints, which tell its result
+        *users.callbacks.values(),  # likewise, for their states
         checkpointing,
         CatchingUp(evaluation),
         watchdog,
         Progress(timeline, steps, started),
-        *users.callbacks.values(),
     ]
     facts = about(model, start, device, sources) if rank == 0 else {}
     begin_run_folder(recipe, sources, start, clock, metrics, run.group, facts)

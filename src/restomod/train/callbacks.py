@@ -1,6 +1,6 @@
 """Callbacks of the user's own: built, told where they write, their state kept in checkpoints.
 
-In: the recipe's `callbacks`. Out: Composer callbacks, which `builder.py` adds behind ours.
+In: the recipe's `callbacks`. Out: Composer callbacks, which `builder.py` adds before what saves.
 """
 
 from __future__ import annotations
