@@ -44,7 +44,7 @@ def first_tokens(words: Sequence[Span], offsets: Sequence[Span]) -> list[int]:
         found = token
         while found < len(offsets) and offsets[found][0] >= offsets[found][1]:
             found += 1
-        if found < len(offsets) and offsets[found][0] < end:
+        if begin < end and found < len(offsets) and offsets[found][0] < end:
             firsts.append(found)
             token = found + 1
         else:
