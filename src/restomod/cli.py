@@ -373,7 +373,8 @@ def _finetune(arguments: argparse.Namespace) -> int:
     from restomod.train.stopping import REQUEUE_CODE
 
     command = shlex.join(["restomod", "finetune", *arguments.recipe])
-    with Interrupts().listening() as interrupts:
+    told = "saves after this step and stops; Ctrl-C once more ends it at once\n"
+    with Interrupts(told).listening() as interrupts:
         try:
             scores = finetune(config, interrupts, command)
         except Stopped as stop:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -20,8 +21,10 @@ class Stopped(BaseException):
 class Interrupts:
     """Notes SIGTERM and Ctrl-C; a second Ctrl-C ends the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: str = "") -> None:
+        """`told` is written to standard error when the first request comes."""
         self.asked = ""
+        self._told = told
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Interrupts]:
@@ -35,4 +38,6 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.asked:
+            os.write(2, self._told.encode())  # not by the logger, whose lock may be held
         self.asked = signal.Signals(number).name

@@ -62,6 +62,7 @@ class Unpadded(InputModule):
     ) -> None:
         super().__init__()
         self.model = model
+        self.tokenizer = tokenizer.backend  # whose special tokens sentence-transformers asks for
         self.encoder = TextEncoder(model, tokenizer, max_tokens=max_tokens)
         self.pooling: PoolingName = pooling
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONFIG, RESULT, RESULTS, MODEL = "config.json", "result.json", "results.json", "model"
-FREE = ("training.checkpoint_s",)
-"""What may change when a fine-tuning goes on."""
+FREE = ("out", "seeds", "training.checkpoint_s")
+"""What may change when a fine-tuning goes on: seeds are added."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,8 @@ def finetune(config: FinetuneConfig, interrupts: Interrupts, command: str = "") 
     """
     out = Path(config.out)
     _require_one_process()
-    if (out / RESULTS).is_file() and _same(config, out):
-        log.info("%s: is done", out / RESULTS)
-        return [Score(**seed) for seed in read_json(out / RESULTS)["seeds"]]
+    if done := _done(config, out):
+        return done
     source = _source(config, out)
     for name in ("accelerate", "datasets", "sklearn"):
         require(name)
@@ -63,9 +62,10 @@ def finetune(config: FinetuneConfig, interrupts: Interrupts, command: str = "") 
     task = _task(config, source)
     _begin(config, out, source, task)
     scores = [_run_seed(task, config, seed, out, interrupts) for seed in config.seeds]
-    best = max(scores, key=lambda score: score.value)
+    every = [Score(**read_json(path)["score"]) for path in sorted(out.glob(f"seed-*/{RESULT}"))]
+    best = max(every, key=lambda score: score.value)
     _keep_model(out, best.seed)
-    write_json(out / RESULTS, _results(config, task, source, scores, best, command))
+    write_json(out / RESULTS, _results(config, task, source, every, best, command))
     return scores
 
 
@@ -86,6 +86,17 @@ def describe(config: FinetuneConfig, scores: list[Score]) -> str:
             )
             lines.append(" ".join([label.ljust(width), *values]))
     return "\n".join([*lines, f"model: {out / MODEL}", f"all else: {out / RESULTS}", ""])
+
+
+def _done(config: FinetuneConfig, out: Path) -> list[Score]:
+    """Return the scores if all seeds have theirs, else none; raise UserError as `_same` does."""
+    if not (out / RESULTS).is_file() or not _same(config, out):
+        return []
+    known = {seed["seed"]: Score(**seed) for seed in read_json(out / RESULTS)["seeds"]}
+    if not set(config.seeds) <= known.keys():
+        return []
+    log.info("%s: is done", out / RESULTS)
+    return [known[seed] for seed in config.seeds]
 
 
 def _require_one_process() -> None:
@@ -115,7 +126,7 @@ def _same(config: FinetuneConfig, out: Path) -> bool:
     if not (out / CONFIG).is_file():
         return False
     before, now = read_json(out / CONFIG)["config"], _plain(config)
-    changed = [key for key in now if key not in (*FREE, "out") and before.get(key) != now[key]]
+    changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
     if changed:
         told = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
         raise UserError(f"{out}: was begun with another configuration: {told}. Name another `out`")
