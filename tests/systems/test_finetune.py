@@ -119,6 +119,13 @@ def test_retrieval_is_learned_and_sentence_transformers_computes_the_same(
     np.testing.assert_allclose(theirs.encode_query(texts), prompted, atol=1e-4)
 
 
+def test_seeds_of_retrieval_draw_other_batches(place, tmp_path):
+    keys = {"task": "retrieval", "training.epochs": 0.5, "seeds": "[1,2]"}
+    run(place, tmp_path / "out", "pairs.jsonl", **keys)
+    losses = [read_json(p)["last_loss"] for p in (tmp_path / "out").glob("seed-*/result.json")]
+    assert len(set(losses)) == 2
+
+
 def test_a_cached_loss_has_the_gradients_of_the_plain_one(place):
     from sentence_transformers.losses import (
         CachedMultipleNegativesRankingLoss,
@@ -255,6 +262,7 @@ def wait_for_step(out: Path, step: int) -> None:
     raise AssertionError(f"no checkpoint of step {step} came")
 
 
+@pytest.mark.slow
 def test_a_killed_and_an_interrupted_fine_tuning_go_on_with_the_same_command(place, tmp_path):
     out = tmp_path / "out"
     process = start(place, out)

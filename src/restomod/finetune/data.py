@@ -6,6 +6,7 @@ messages name the file or split, the column and the row. `run.py` and `examples.
 
 from __future__ import annotations
 
+import logging
 import re
 import string
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,8 @@ from restomod.finetune.config import DataConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 SUFFIX = r"\.(jsonl|json|parquet)(\.gz|\.zst)?"
 PART = r"(-\d+(-of-\d+)?)?"
@@ -142,12 +145,8 @@ def _saved(path: Path) -> bool:
 
 
 def _names_of_splits(config: DataConfig, path: Path | None) -> list[str]:
-    datasets = _datasets()
     if path is None:
-        try:
-            return list(datasets.get_dataset_split_names(config.path, config.subset or None))
-        except Exception as error:
-            raise _unreachable(config, error) from None
+        return list(_ask_hub(config, "get_dataset_split_names"))
     if (path / "dataset_dict.json").is_file():
         return sorted(p.name for p in path.iterdir() if p.is_dir())
     return [] if _saved(path) else sorted(_files_by_split(path))
@@ -157,10 +156,7 @@ def _split(config: DataConfig, path: Path | None, split: str) -> Table:
     """Read a split of a folder or of a data set on the hub."""
     datasets = _datasets()
     if path is None:
-        try:
-            rows = datasets.load_dataset(config.path, config.subset or None, split=split)
-        except Exception as error:  # whatever a connection or a builder raises
-            raise _unreachable(config, error) from None
+        rows = _ask_hub(config, "load_dataset", split=split)
         return Table(rows, f"{config.path} {config.subset} ({split})")
     if _saved(path):
         loaded = datasets.load_from_disk(str(path))
@@ -233,14 +229,20 @@ def _hold_back(train: Table, share: float) -> tuple[Table, Table]:
     )
 
 
-def _unreachable(config: DataConfig, error: Exception) -> UserError:
+def _ask_hub(config: DataConfig, function: str, **keys: Any) -> Any:
+    """Call a function of `datasets` on a data set of the hub; raise UserError."""
     name = f"{config.path} {config.subset}".strip()
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return UserError(
-        f"{name}: no such folder here, and the hub does not give it ({lines[0][:200]}). Without a "
-        "network, put its files in a folder (train.jsonl, validation.parquet, ...) and name that "
-        "as data.path"
-    )
+    log.info("%s: no such folder; asks the hub", name)
+    require("huggingface_hub").utils.logging.set_verbosity_error()  # it tells every retry
+    try:
+        return getattr(_datasets(), function)(config.path, config.subset or None, **keys)
+    except Exception as error:  # whatever a connection or a builder raises
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{name}: no such folder here, and the hub does not give it ({lines[0][:200]}). "
+            "Without a network, put its files in a folder (train.jsonl, validation.parquet, ...) "
+            "and name that as data.path"
+        ) from None
 
 
 def _datasets() -> Any:

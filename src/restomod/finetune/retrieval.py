@@ -95,7 +95,12 @@ class Unpadded(InputModule):
 
 
 class UnpaddedTrainer(SentenceTransformerTrainer):
-    """With plain checkpoints: the weights, as transformers' own Trainer writes them."""
+    """With plain checkpoints (the weights, as transformers' own Trainer writes them), and batches
+    that depend on the seed."""
+
+    def get_batch_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """Pass the seed on, which theirs leaves at 0 for a single data set."""
+        return super().get_batch_sampler(*args, **{**kwargs, "seed": self.args.seed})
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
