@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from restomod.data.tokenizer import Tokenizer, load_tokenizer
 from restomod.errors import UserError
 from restomod.model.encoder import Block, MaskedLM
 from restomod.model.hf import inexpressible
-from restomod.tools.runs import load_model
+from restomod.tools.runs import load_model, tokenizer_folder
 
 
 def load_backbone(path: Path, attention_dropout: float, seed: int) -> MaskedLM:
@@ -34,6 +35,18 @@ def load_backbone(path: Path, attention_dropout: float, seed: int) -> MaskedLM:
         assert isinstance(layer, Block)
         layer.attn.dropout = attention_dropout
     return model
+
+
+def load_own_tokenizer(path: Path) -> tuple[Path, Tokenizer]:
+    """Return the folder of a model's tokenizer, and the tokenizer; raise UserError, also if it
+    could not be saved with the fine-tuned model."""
+    folder = tokenizer_folder(path)
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"{folder}: no tokenizer.json to save with the model; make one with transformers' "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    return folder, load_tokenizer(folder)
 
 
 def limit(model: MaskedLM, max_tokens: int) -> int:

@@ -32,16 +32,15 @@ from sentence_transformers.training_args import BatchSamplers
 from torch import Tensor, nn
 from transformers import Trainer
 
-from restomod.data.tokenizer import Tokenizer, load_tokenizer
+from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
-from restomod.finetune.backbone import hidden_states, limit, load_backbone
+from restomod.finetune.backbone import hidden_states, limit, load_backbone, load_own_tokenizer
 from restomod.finetune.config import METRICS, FinetuneConfig
 from restomod.finetune.data import Table, load_tables, require
 from restomod.finetune.examples import warn_of_template
 from restomod.finetune.trainer import Scores, training_arguments
 from restomod.model.encoder import MaskedLM
 from restomod.model.hf import WEIGHTS, save_transformers
-from restomod.tools.runs import tokenizer_folder
 from restomod.vectors.texts import Pooling as PoolingName
 from restomod.vectors.texts import TextEncoder, pool
 
@@ -121,8 +120,7 @@ class RetrievalTask:
         """Read the data; raise UserError."""
         self.config = config
         self.path = model
-        self.tokenizer_folder = tokenizer_folder(model)
-        self.tokenizer = load_tokenizer(self.tokenizer_folder)
+        self.tokenizer_folder, self.tokenizer = load_own_tokenizer(model)
         self.max_tokens = limit(self._backbone(0), config.max_tokens)
         warn_of_template(self.tokenizer, False)
         tables = load_tables(config.data)

@@ -14,6 +14,7 @@ import shutil
 import statistics
 import time
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONFIG, RESULT, RESULTS, MODEL = "config.json", "result.json", "results.json", "model"
+LIBRARIES = ("restomod", "torch", "transformers", "accelerate", "sentence-transformers")
 FREE = ("out", "seeds", "training.checkpoint_s")
 """What may change when a fine-tuning goes on: seeds are added."""
 
@@ -247,6 +249,8 @@ def _results(
         "source": str(source),
         "data": {**task.facts, "digest": task.digest},
         "command": command,
+        "device": "cuda" if require("torch").cuda.is_available() else "cpu",
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
         "config": dataclasses.asdict(config),
     }
 

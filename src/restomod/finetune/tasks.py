@@ -13,15 +13,13 @@ import numpy as np
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 
-from restomod.data.tokenizer import load_tokenizer
-from restomod.finetune.backbone import limit, load_backbone
+from restomod.finetune.backbone import limit, load_backbone, load_own_tokenizer
 from restomod.finetune.classifier import Classifier, save_classifier
 from restomod.finetune.config import METRICS, FinetuneConfig
 from restomod.finetune.data import load_tables
 from restomod.finetune.examples import Example, make_examples, pack, warn_of_template
 from restomod.finetune.metrics import has_entities, number_scores, text_scores, word_scores
 from restomod.finetune.trainer import Scores, training_arguments
-from restomod.tools.runs import tokenizer_folder
 from restomod.vectors.texts import Pooling
 
 
@@ -52,8 +50,7 @@ class ClassifierTask:
         """Read the data; raise UserError."""
         self.config = config
         self.path = model
-        self.tokenizer_folder = tokenizer_folder(model)
-        tokenizer = load_tokenizer(self.tokenizer_folder)
+        self.tokenizer_folder, tokenizer = load_own_tokenizer(model)
         max_tokens = limit(self._backbone(0), config.max_tokens)
         warn_of_template(tokenizer, bool(config.columns.pair))
         tables = load_tables(config.data)

@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from restomod.errors import UserError
-from restomod.finetune.backbone import limit, load_backbone
+from restomod.finetune.backbone import limit, load_backbone, load_own_tokenizer
 from restomod.finetune.classifier import Classifier, save_classifier
 from restomod.finetune.examples import Example, pack
 from restomod.tools.runs import load_model
@@ -115,6 +115,13 @@ def test_dropout_is_on_in_training_only(folder):
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
     assert not torch.allclose(first, wanted)
+
+
+def test_a_tokenizer_that_could_not_be_saved_is_refused_before_training(folder, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no tokenizer.json to save with the model"):
+        load_own_tokenizer(tmp_path)
+    assert load_own_tokenizer(folder)[0] == folder
 
 
 def test_models_that_transformers_cannot_express_and_lengths_they_do_not_take_are_refused(
