@@ -9,6 +9,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from restomod import save_transformers
 from restomod.errors import UserError
 from restomod.finetune.backbone import limit, load_backbone, load_own_tokenizer
 from restomod.finetune.classifier import Classifier, save_classifier
@@ -78,6 +79,10 @@ def test_another_fine_tuning_starts_from_the_encoder_and_head_of_a_saved_classif
     for name, weight in classifier.model.state_dict().items():
         if name != "head.bias":
             assert torch.equal(again.state_dict()[name], weight)
+    save_transformers(again, tmp_path / "plain")
+    fields = json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert fields["architectures"] == ["ModernBertForMaskedLM"]
+    assert not {"id2label", "label2id", "problem_type"} & fields.keys()
     save_classifier(make(tmp_path / "out", []), tmp_path / "next", tiny.recipe["tokenizer"])
     fields = json.loads((tmp_path / "next" / "config.json").read_text())
     assert fields["id2label"] == {"0": "LABEL_0"}
@@ -105,6 +110,9 @@ def test_dropout_is_on_in_training_only(folder):
     classifier, batch = make(folder, ["a", "b"], attention_dropout=0.3), pack(texts(folder))
     plain = make(folder, ["a", "b"])
     plain.load_state_dict(classifier.state_dict())
+    state = torch.get_rng_state()
+    classifier.predict(texts(folder))
+    assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
         wanted = plain.train()(**batch)["logits"]
         torch.testing.assert_close(classifier.eval()(**batch)["logits"], wanted)

@@ -76,6 +76,22 @@ def test_words_get_the_label_of_the_first_token_that_plain_text_gives_them(token
         assert word.startswith(token.strip())
 
 
+def test_words_that_are_cut_off_have_no_token_and_texts_without_any_teach_nothing(tokenizer):
+    rows = [
+        {"words": ["coaa"] * 30, "tags": ["X", "O"] * 15},
+        {"words": ["", ""], "tags": ["O"] * 2},
+    ]
+    data = examples(tokenizer, rows, task="tokens", max_tokens=12)
+    firsts = data.train[0].firsts
+    kept = (firsts >= 0).sum()
+    assert 2 <= kept < 30
+    assert (firsts[:kept] >= 1).all()
+    assert (firsts < 11).all()
+    assert (firsts[kept:] == -1).all()
+    assert len(data.train[0].ids) == 12
+    assert (len(data.train), len(data.validation)) == (1, 2)
+
+
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=6), st.randoms())
 def test_a_batch_is_the_documents_one_after_the_other(lengths, random):
     rows = []
