@@ -138,6 +138,11 @@ def main() -> int:
         "--all-checkpoints", action="store_true", help="every checkpoint of a run: a leaderboard"
     )
 
+    finetune = command(
+        "finetune", _finetune, "fine-tune a model on labelled data; the same command goes on"
+    )
+    finetune.add_argument("recipe", nargs="+", metavar="CONFIG.yaml|key=value", help=RECIPE_HELP)
+
     average = command("average", _average, "average the weights of a run's checkpoints")
     average.add_argument("run", type=Path, metavar="RUN", help="run folder")
     which = average.add_mutually_exclusive_group()
@@ -399,6 +404,28 @@ def _eval(arguments: argparse.Namespace) -> int:
         arguments.all_checkpoints,
     )
     sys.stdout.write(run_suite(request))
+    return 0
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.finetune.config import load_finetune
+    from restomod.strict import split_words
+
+    config = load_finetune(*split_words(arguments.recipe))
+    from restomod.finetune.run import describe, finetune
+    from restomod.interrupts import Interrupts, Stopped
+    from restomod.train.stopping import REQUEUE_CODE
+
+    command = shlex.join(["restomod", "finetune", *arguments.recipe])
+    told = "saves after this step and stops; Ctrl-C once more ends it at once\n"
+    with Interrupts(told).listening() as interrupts:
+        try:
+            scores = finetune(config, interrupts, command)
+        except Stopped as stop:
+            sys.stderr.write(f"{stop}; the same command goes on:\n  {command}\n")
+            return 130 if stop.reason == "SIGINT" else REQUEUE_CODE
+    sys.stdout.write(describe(config, scores))
     return 0
 
 

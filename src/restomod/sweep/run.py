@@ -17,9 +17,10 @@ import yaml
 
 from restomod.config import Recipe
 from restomod.errors import UserError
+from restomod.interrupts import Interrupts
 from restomod.recipe import load_recipe
 from restomod.strict import split_words
-from restomod.sweep.control import Control, Interrupts
+from restomod.sweep.control import Control
 from restomod.sweep.file import SweepFile, load_sweep
 from restomod.sweep.jobs import Jobs
 from restomod.sweep.page import PAGE, write_page
