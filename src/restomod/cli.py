@@ -393,6 +393,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         sys.stdout.write(evaluate_run(arguments.models[0]))
         return 0
     from restomod.eval.run import Request, run_suite
+    from restomod.interrupts import Stopped
+    from restomod.train.stopping import REQUEUE_CODE
 
     request = Request(
         arguments.models,
@@ -403,7 +405,11 @@ def _eval(arguments: argparse.Namespace) -> int:
         arguments.out,
         arguments.all_checkpoints,
     )
-    sys.stdout.write(run_suite(request))
+    try:
+        sys.stdout.write(run_suite(request))
+    except Stopped as stop:
+        sys.stderr.write(f"{stop}; the same command goes on:\n  {request.command}\n")
+        return 130 if stop.reason == "SIGINT" else REQUEUE_CODE
     return 0
 
 

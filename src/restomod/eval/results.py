@@ -18,10 +18,11 @@ NOTES = (
     "Intervals are at 95 %, from 2,000 bootstrap samples of queries and of seeds. A difference is "
     "followed by its standard error, over queries and seeds, and in brackets by the one that takes "
     "whole packages or files as drawn. p: paired sign flips over queries, or McNemar's exact test "
-    "for right and wrong answers of one seed each. No figure here knows how another training run "
-    "of the same recipe would have scored."
+    "for right and wrong answers of one seed each, Welch's t over seeds for fine-tuning. No figure "
+    "here knows how another training run of the same recipe would have scored."
 )
 PRIMARY = {"retrieval": "mrr", "classification": "accuracy", "mteb": "ndcg_at_10"}
+"""Of the kinds whose tasks do not choose it themselves."""
 
 
 @dataclass
@@ -110,7 +111,9 @@ def markdown(results: dict[str, Any]) -> str:
 
 def _about(task: dict[str, Any]) -> str:
     data = task["data"]
-    parts = [f"{task['queries']:,} queries or texts", f"metric {task['metric']}"]
+    size = f"{task['queries']:,} queries or texts"
+    parts = [size if task["kind"] != "finetune" else f"seeds {data['seeds']}"]
+    parts.append(f"metric {task['metric']}")
     if "documents" in data:
         parts.append(f"{data['documents']:,} documents")
     if "distributions" in data:
@@ -119,6 +122,8 @@ def _about(task: dict[str, Any]) -> str:
         parts.append(f"the commonest label alone {data['majority']:.3f}")
     if "chance" in data:
         parts.append(f"chance {data['chance']:.3f}")
+    for model, point in data.get("chosen", {}).items():
+        parts.append(f"best of the grid for {model}: {_words(point)}")
     if data.get("folder"):
         parts.append(f"from {data['folder']}")
     return "; ".join(parts) + "."

@@ -33,6 +33,7 @@ from restomod.eval.encoders import (
     require,
     sizes,
 )
+from restomod.eval.finetune_tasks import FinetuneTasks, check_finetune
 from restomod.eval.leaderboard import write_leaderboard
 from restomod.eval.mteb_tasks import MissingData, run_mteb
 from restomod.eval.offline.build import other_pairs
@@ -97,6 +98,7 @@ class Contestants:
 
     systems: list[System] = field(default_factory=list)
     packages: Packages | None = None
+    tuning: FinetuneTasks | None = None
 
 
 def run_suite(request: Request) -> str:
@@ -107,7 +109,10 @@ def run_suite(request: Request) -> str:
     models = models_of(request)
     chosen = _baseline_model(request, suite)
     out = request.out or run_of(models[0].path) / "evaluations" / suite.name
-    contestants = _contestants(request, suite, [*models, *([chosen] if chosen else [])])
+    check_finetune(suite)
+    judged = [*models, *([chosen] if chosen else [])]
+    contestants = _contestants(request, suite, judged)
+    contestants.tuning = FinetuneTasks(suite, {m.name: m.path for m in judged}, out)
     name = chosen.name if chosen else BASELINE_NAMES.get(request.baseline or "random", "")
     tasks = {key: _run_task(key, task, suite, contestants) for key, task in suite.tasks.items()}
     if all(task.skipped for task in tasks.values()):
@@ -218,8 +223,8 @@ def _contestants(request: Request, suite: Suite, models: Sequence[Model]) -> Con
         if own is None:
             result.systems.append(foreign_system(model.path, model.name))
         else:
-            about = {"path": str(model.path), "tuning": "none: zero-shot"}
-            about |= {"fingerprint": fingerprint(own.model), **sizes(own)}
+            about = {"path": str(model.path), "tuning": "none: zero-shot", **sizes(own)}
+            about["fingerprint"] = fingerprint(own.model)
             result.systems += model_systems(model.name, [own], about, treatments)
     for kind in suite.baselines:
         if kind in OF_OUR_MODEL and first is None:
@@ -228,7 +233,7 @@ def _contestants(request: Request, suite: Suite, models: Sequence[Model]) -> Con
             assert first is not None
             seeds = list(range(1, suite.seeds + 1))
             drawn = [random_encoder(first, seed) for seed in seeds]
-            about = {"seeds": seeds, **sizes(first)}
+            about = {"tuning": "none", "seeds": seeds, **sizes(first)}
             result.systems += model_systems(BASELINE_NAMES[kind], drawn, about, treatments)
         else:
             result.systems.append(baseline(kind, first))
@@ -262,6 +267,9 @@ def _run_task(name: str, task: SuiteTask, suite: Suite, contestants: Contestants
     systems, packages = contestants.systems, contestants.packages
     if task.retrieval:
         scores = run_retrieval(name, task.retrieval, suite, systems, packages)
+    elif task.finetune:
+        assert contestants.tuning is not None
+        scores = contestants.tuning.run(name, task.finetune)
     elif task.mteb:
         try:
             scores = run_mteb(name, task.mteb, suite, systems)

@@ -94,6 +94,16 @@ def mcnemar_p(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(binomtest(wins, decided, 0.5).pvalue)
 
 
+def welch_p(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the two-sided p-value of Welch's t-test on scores of seeds; 1 where a side has one."""
+    if min(len(ours), len(theirs)) < 2:
+        return 1.0
+    from scipy.stats import ttest_ind
+
+    p_value = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
+    return 1.0 if math.isnan(p_value) else p_value  # all scores are equal
+
+
 def compare(
     ours: np.ndarray, theirs: np.ndarray, groups: Sequence[str], *, answers: bool = False
 ) -> Difference:
@@ -106,7 +116,9 @@ def compare(
     seeds = _seed_variance(ours) + _seed_variance(theirs)
     error = standard_error(difference[None])
     clustered = clustered_error(difference, groups) if groups else None
-    if answers and len(ours) == len(theirs) == 1:
+    if ours.shape[1] == 1:
+        p_value, test = welch_p(ours[:, 0], theirs[:, 0]), "Welch's t over seeds"
+    elif answers and len(ours) == len(theirs) == 1:
         p_value, test = mcnemar_p(ours[0], theirs[0]), "McNemar, exact"
     else:
         p_value, test = permutation_p(difference), "paired sign flips over queries"
