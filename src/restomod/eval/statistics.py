@@ -95,13 +95,13 @@ def mcnemar_p(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def welch_p(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the two-sided p-value of Welch's t-test on scores of seeds; 1 where a side has one."""
-    if min(len(ours), len(theirs)) < 2:
+    """Return the two-sided p-value of Welch's t-test on scores of seeds; 1 where a side has one
+    seed, or all are equal."""
+    if min(len(ours), len(theirs)) < 2 or len({*ours, *theirs}) == 1:
         return 1.0
     from scipy.stats import ttest_ind
 
-    p_value = float(ttest_ind(ours, theirs, equal_var=False).pvalue)
-    return 1.0 if math.isnan(p_value) else p_value  # all scores are equal
+    return float(ttest_ind(ours, theirs, equal_var=False).pvalue)
 
 
 def compare(

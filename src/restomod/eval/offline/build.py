@@ -198,13 +198,17 @@ def _origin(packages: Packages, most: int) -> LabelledItems:
         [(name, c) for name in names for c in by_source[name][side][:each]] for side in (0, 1)
     )
     hide = {source.name: _names(source) for source in packages.sources}
+    train_texts = [hide[name].sub("_", c.document) for name, c in train]
+    known = set(train_texts)
+    hidden = [(hide[name].sub("_", c.document), name, c.file) for name, c in test]
+    judged = [row for row in hidden if row[0] not in known]
     return LabelledItems(
-        [hide[name].sub("_", c.document) for name, c in train],
+        train_texts,
         [name for name, _ in train],
-        [hide[name].sub("_", c.document) for name, c in test],
-        [name for name, _ in test],
-        [f"{name}/{c.file}" for name, c in test],
-        {"items": len(test), "distributions": names, "dropped": dict(dropped)},
+        [text for text, _, _ in judged],
+        [name for _, name, _ in judged],
+        [f"{name}/{file}" for _, name, file in judged],
+        {"items": len(judged), "distributions": names, "dropped": dict(dropped)},
     )
 
 
