@@ -88,8 +88,6 @@ class Request:
     """Instead of the suite's."""
     out: Path | None = None
     all_checkpoints: bool = False
-    site_packages: list[str] | None = None
-    """Where offline tasks are built from; sys.path by default."""
 
 
 @dataclass
@@ -111,7 +109,7 @@ def run_suite(request: Request) -> str:
     out = request.out or run_of(models[0].path) / "evaluations" / suite.name
     check_finetune(suite)
     judged = [*models, *([chosen] if chosen else [])]
-    contestants = _contestants(request, suite, judged)
+    contestants = _contestants(suite, judged)
     contestants.tuning = FinetuneTasks(suite, {m.name: m.path for m in judged}, out)
     name = chosen.name if chosen else BASELINE_NAMES.get(request.baseline or "random", "")
     tasks = {key: _run_task(key, task, suite, contestants) for key, task in suite.tasks.items()}
@@ -201,7 +199,7 @@ def _baseline_model(request: Request, suite: Suite) -> Model | None:
     return Model(path, f"baseline {path.resolve().name}")
 
 
-def _contestants(request: Request, suite: Suite, models: Sequence[Model]) -> Contestants:
+def _contestants(suite: Suite, models: Sequence[Model]) -> Contestants:
     """Load the models, choose the packages, make the baselines and the treated copies."""
     sections = [task.retrieval or task.classification for task in suite.tasks.values()]
     for module, needed in (("sklearn", sections), ("mteb", [t.mteb for t in suite.tasks.values()])):
@@ -216,8 +214,8 @@ def _contestants(request: Request, suite: Suite, models: Sequence[Model]) -> Con
     first = next(iter(texts.values()), None)
     if suite.treatments or any(section and section.offline for section in sections):
         corpus = Path(suite.corpus) if suite.corpus else None
-        result.packages = choose_packages(models[0].path, corpus, request.site_packages)
-    treatments = _treatments(request, suite, result.packages)
+        result.packages = choose_packages(models[0].path, corpus, suite.site_packages or None)
+    treatments = _treatments(suite, result.packages)
     for model in models:
         own = texts.get(model.name)
         if own is None:
@@ -240,11 +238,11 @@ def _contestants(request: Request, suite: Suite, models: Sequence[Model]) -> Con
     return result
 
 
-def _treatments(request: Request, suite: Suite, packages: Packages | None) -> Treatments:
+def _treatments(suite: Suite, packages: Packages | None) -> Treatments:
     """Return what is to be done to untuned features, fitted on packages that are in no task."""
     if not suite.treatments or packages is None:
         return {}
-    sources = find_sources(request.site_packages)
+    sources = find_sources(suite.site_packages or None)
     pairs = other_pairs(packages, sources, suite.probe.pairs)
     queries, documents = pairs["queries"], pairs["documents"]
     if len(queries) < LEAST_PAIRS:

@@ -140,6 +140,8 @@ class Suite:
     """Where built tasks are kept."""
     corpus: str = ""
     """Corpus of data_prep/harvest.py that says what was held out; found by the run if empty."""
+    site_packages: list[str] = field(default_factory=list)
+    """Folders whose packages offline tasks are built from; the running Python's if empty."""
     max_tokens: int = 0
     """Longer texts are cut, [CLS] and [SEP] counted; 0, or more than the model was trained for, is
     the model's own limit."""
