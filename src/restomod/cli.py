@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restomod.errors import UserError
+from restomod.interrupts import SAVES, Interrupts, Stopped
 from restomod.train.launch import adopt_launcher, leave_code
+from restomod.train.stopping import REQUEUE_CODE
 
 if TYPE_CHECKING:
     from restomod.config import Recipe
@@ -212,6 +214,10 @@ def _guarded(run: Callable[[], int]) -> int:
         if error.alone or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return 2
+    except Stopped as stop:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        sys.stderr.write(f"{stop}; the same command goes on:\n  {command}\n")
+        return 130 if stop.reason == "SIGINT" else REQUEUE_CODE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -369,17 +375,10 @@ def _finetune(arguments: argparse.Namespace) -> int:
 
     config = load_finetune(*split_words(arguments.recipe))
     from restomod.finetune.run import describe, finetune
-    from restomod.interrupts import Interrupts, Stopped
-    from restomod.train.stopping import REQUEUE_CODE
 
     command = shlex.join(["restomod", "finetune", *arguments.recipe])
-    told = "saves after this step and stops; Ctrl-C once more ends it at once\n"
-    with Interrupts(told).listening() as interrupts:
-        try:
-            scores = finetune(config, interrupts, command)
-        except Stopped as stop:
-            sys.stderr.write(f"{stop}; the same command goes on:\n  {command}\n")
-            return 130 if stop.reason == "SIGINT" else REQUEUE_CODE
+    with Interrupts(SAVES).listening() as interrupts:
+        scores = finetune(config, interrupts, command)
     sys.stdout.write(describe(config, scores))
     return 0
 
