@@ -16,7 +16,7 @@ import yaml
 
 from restomod.errors import UserError
 from restomod.finetune.config import load_finetune
-from restomod.finetune.grid import Tuner, check_data, check_task
+from restomod.finetune.grid import check_data, check_task, run_grid
 from restomod.finetune.run import describe, finetune
 from restomod.interrupts import Interrupts, Stopped
 from restomod.prepare.atomic import read_json
@@ -198,26 +198,25 @@ def test_a_grid_keeps_the_best_point_and_goes_on(place, tmp_path):
         write(tmp_path / "data" / "glue" / task / f"{name}.jsonl", parts[:40])
     grid = {"training.lr": [1e-6, FAST["lr"]]}
     tasks = glue()["tasks"]
-    out = tmp_path / "out" / "a_model"
-    tuner = Tuner({"a model": place / "model"}, out.parent, [1, 2], tmp_path / "data")
+    out, data_dir, stop = tmp_path / "out", tmp_path / "data", Interrupts()
 
-    def search(name: str):
-        section = tasks[name]["finetune"]
-        settings = {**section["settings"], "training": {**FAST, "epochs": 2}, "max_tokens": 64}
-        return tuner.run(name, settings, grid, section.get("starts_from", ""))["a model"]
+    def search(name: str, model: Path):
+        settings = {**tasks[name]["finetune"]["settings"], "max_tokens": 64}
+        settings["training"] = {**FAST, "epochs": 2}
+        return run_grid(name, settings, grid, model, out / name, [1, 2], stop, data_dir)
 
     for name in ("mnli", "rte"):
         check_data(name, tasks[name]["finetune"]["settings"], tmp_path / "data")
     with pytest.raises(UserError, match=r"task sst2: .*: has no folder sst2; folders there: mnli"):
         check_data("sst2", tasks["sst2"]["finetune"]["settings"], tmp_path / "data")
-    first = search("mnli")
+    first = search("mnli", place / "model")
     assert first.point == {"training.lr": FAST["lr"]}
     assert [score.seed for score in first.scores] == [1, 2]
     assert all(score.value > 0.8 for score in first.scores)
     assert first.tried[0][1] < first.tried[1][1]
     assert [p.parent.name for p in (out / "mnli").glob("*/model")] == ["lr=0.005"]
-    assert search("mnli") == first  # finds all of it done
-    second = search("rte")
+    assert search("mnli", place / "model") == first  # finds all of it done
+    second = search("rte", first.model)
     begun = read_json(second.model.parent / "config.json")
     assert begun["source"] == str(first.model.resolve())
     assert read_json(out / "rte" / "grid.json")["best"] == second.point

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +21,7 @@ from restomod.errors import UserError
 from restomod.finetune.config import FinetuneConfig, load_finetune
 from restomod.finetune.data import load_tables
 from restomod.finetune.run import MODEL, Score, finetune
-from restomod.interrupts import SAVES, Interrupts
+from restomod.interrupts import Interrupts
 from restomod.prepare.atomic import write_json
 
 log = logging.getLogger(__name__)
@@ -43,39 +42,6 @@ class GridResult:
     """Every combination and its score with the first seed."""
     model: Path
     """The best point's model, of its best seed."""
-
-
-class Tuner:
-    """A suite's fine-tuning tasks for several models; a task may start from what an earlier one
-    made of each model."""
-
-    def __init__(
-        self, models: Mapping[str, Path], out: Path, seeds: Sequence[int], data_dir: Path
-    ) -> None:
-        """`models` are folders by name; every search has a folder in `out`."""
-        self._models = models
-        self._out = out
-        self._seeds = seeds
-        self._data_dir = data_dir
-        self._done: dict[tuple[str, str], GridResult] = {}
-
-    def run(
-        self,
-        task: str,
-        settings: Mapping[str, Any],
-        grid: Mapping[str, Sequence[Any]],
-        starts_from: str = "",
-    ) -> dict[str, GridResult]:
-        """Return what each model came to, by its name; raise as `run_grid`."""
-        for name, path in self._models.items():
-            if starts_from:
-                path = self._done[name, starts_from].model
-            out = self._out / re.sub(r"[^\w.-]+", "_", name) / task
-            with Interrupts(SAVES).listening() as interrupts:
-                self._done[name, task] = run_grid(
-                    task, settings, grid, path, out, self._seeds, interrupts, self._data_dir
-                )
-        return {name: self._done[name, task] for name in self._models}
 
 
 def run_grid(
