@@ -321,12 +321,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from restomod.recipe import load_recipe
+    from restomod.strict import split_words
     from restomod.tools.plan import make_plan
     from restomod.tools.plan_parts import target
 
     aim = target(arguments, NODE_RANKS)
-    recipe = _read(arguments.recipe, aim.ranks, aim.node_ranks)
-    plan = make_plan(recipe, aim)
+    plan = make_plan(load_recipe(*split_words(arguments.recipe)), aim)
     sys.stdout.write(plan.text())
     if arguments.html:
         from restomod.tools.plan_page import write_page

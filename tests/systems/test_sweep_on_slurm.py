@@ -1,5 +1,5 @@
-"""Sweeps on a real Slurm: arrays and jobs that outlive the sweep's process, reach a time limit, lose
-a node, are cancelled or fail."""
+"""Sweeps on a real Slurm: arrays and jobs that outlive the sweep's process, reach a time limit,
+lose a node, are cancelled or fail."""
 
 import json
 import signal
@@ -201,7 +201,7 @@ def test_an_array_whose_tasks_fail_is_taken_back(tiny, slurm, tmp_path, actor):
     rates = {"optimizer.lr": {"values": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}}
     sweep = Sweep(tiny, tmp_path, slurm, program=actor, parameters=rates)
     process = sweep.start("--profile", str(sweep.profile), jobs=1)
-    printed, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "3 trials failed one after the other" in errors
     assert "failed: such a rate" in errors
