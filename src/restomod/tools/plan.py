@@ -138,9 +138,10 @@ def _possible(recipe: Recipe, target: Target) -> tuple[Target, list[str]]:
     below = [n for n in fit if n < target.ranks][-1:]
     above = [n for n in fit if n > target.ranks][:1]
     nearest = min(below + above, key=lambda n: abs(n - target.ranks))
+    taken = " or ".join(map(str, below + above))
     return of(nearest), [
-        f"{WARNING}training refuses {target.ranks} ranks; the nearest numbers that it takes are "
-        f"{' and '.join(map(str, below + above))}, and this plan is for {nearest}",
+        f"{WARNING}training refuses {target.ranks} ranks and takes {taken}; this plan is for "
+        f"{nearest}",
         *(f"{WARNING}{problem}" for problem in refused),
     ]
 

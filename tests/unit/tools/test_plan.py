@@ -97,7 +97,7 @@ def test_ranks_that_cannot_share_a_recipe_get_the_plan_of_the_nearest_that_can(
     assert cli.main() == 0
     text = capsys.readouterr().out
     # 32 lanes suit, but not 16 rows.
-    assert "training refuses 14 ranks; the nearest numbers that it takes are 8 and 16" in text
+    assert "training refuses 14 ranks and takes 8 or 16; this plan is for 16" in text
     assert "data.lanes: 32 lanes cannot be shared by 14 ranks; use 8 or 16 ranks" in text
     assert "phases.pretrain.batch_rows: 16 rows are not divided by 14 ranks" in text
     assert "time and cost on 16 x h100" in text
@@ -105,7 +105,7 @@ def test_ranks_that_cannot_share_a_recipe_get_the_plan_of_the_nearest_that_can(
     assert text.count("training refuses 14 ranks") == 2  # and among the warnings at the end
     monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "64"])
     assert cli.main() == 0
-    assert "takes are 16, and this plan is for 16" in capsys.readouterr().out
+    assert "training refuses 64 ranks and takes 16; this plan is for 16" in capsys.readouterr().out
 
 
 def run_command(*words):
