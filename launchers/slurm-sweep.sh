@@ -34,8 +34,7 @@ case $task in
 {% endfor %}
 esac
 
-# What the sweep's process waits for. It goes by the file's absence, and by the job's state, where
-# Slurm has requeued a job that saved.
+# What the sweep's process waits for.
 end() {
   echo "$1" > "$left.new" && mv "$left.new" "$left"
   exit "$1"
@@ -67,8 +66,7 @@ ask() {
 {% endif %}
 }
 trap 'ask limit' USR1
-trap 'ask slurm' TERM
-trap 'ask sweep' USR2
+trap 'ask end' TERM
 "${command[@]}" &
 child=$!
 [ -z "$asked" ] || ask "$asked"
@@ -81,11 +79,8 @@ done
 if [ -n "$asked" ]; then
   # Ended before it listened, with nothing to save; torchrun hides what its ranks ended with.
   if ((code == 143)) || [ -e "$run/{{ REQUEUE | sbatch }}" ]; then code=75; fi
-  # A job that is preempted with some time left still runs; a cancelled or requeued one does not.
-  if [ "$asked" = slurm ] && [ "$(squeue --noheader --jobs="$self" --format=%T)" != RUNNING ]; then
-    asked=sweep
-  fi
-  if ((code == 75 && ${SLURM_RESTART_COUNT:-0} < {{ max_requeues }})) && [ "$asked" != sweep ]; then
+  # Slurm itself requeues jobs whose node fails and preempted ones.
+  if ((code == 75 && ${SLURM_RESTART_COUNT:-0} < {{ max_requeues }})) && [ "$asked" = limit ]; then
     scontrol requeue "$self" && exit "$code"
   fi
 fi

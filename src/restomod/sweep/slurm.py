@@ -108,7 +108,7 @@ class SlurmJob:
 
     def stop(self) -> None:
         # To the script, which passes it on; Slurm would kill what is left some time after its own.
-        subprocess.run(["scancel", "--batch", "--signal=USR2", self._handle], capture_output=True)
+        subprocess.run(["scancel", "--batch", "--signal=TERM", self._handle], capture_output=True)
 
 
 class SlurmJobs:

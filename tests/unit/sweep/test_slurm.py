@@ -50,7 +50,7 @@ done
     "scancel": """
 echo "$@" >> {folder}/cancelled
 case "$*" in *--state=PENDING*) exit;; esac
-kill -USR2 "$(cat {folder}/pid-"${{@: -1}}")"
+kill -TERM "$(cat {folder}/pid-"${{@: -1}}")"
 """,
     "scontrol": """
 echo "$@" >> {folder}/controlled
