@@ -38,7 +38,8 @@ from restomod.train.stopping import REQUEUE, REQUEUE_CODE, STOP, read_requeue
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.5
+POLL_S, LOOKS_PER_S = 0.5, 100
+"""Between two looks at trials; and how many, at most: of an array they are on a shared disk."""
 FAILURES_IN_A_ROW = 3
 """Trials that fail one after the other and end the sweep: something is wrong with all of them."""
 LOG_TAIL_BYTES = 20_000
@@ -121,7 +122,7 @@ class Control:
                 break
             if told and not self._jobs.stops:
                 break
-            time.sleep(POLL_S)
+            time.sleep(max(POLL_S, len(self._running) / LOOKS_PER_S))
             for running in list(self._running):
                 self._look(running)
         if self._failures >= FAILURES_IN_A_ROW:
