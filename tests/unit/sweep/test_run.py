@@ -344,6 +344,21 @@ def test_the_folder_of_a_run_is_no_sweeps(sweep, tmp_path):
         sweep()
 
 
+def test_the_clusters_profile_is_taken_where_none_is_named(tmp_path, monkeypatch, capsys):
+    profiles = tmp_path / "launchers" / "profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "slurm.yaml").write_text("slurm: {partiton: gpu}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["restomod", "sweep", "my.yaml", "--on", "slurm"])
+    assert cli.main() == 2
+    assert "did you mean `slurm.partition`" in capsys.readouterr().err
+    (tmp_path / "ours.yaml").write_text("time_limt: 4h")
+    words = ["restomod", "sweep", "my.yaml", "--on", "slurm", "--profile", "ours.yaml"]
+    monkeypatch.setattr("sys.argv", words)
+    assert cli.main() == 2
+    assert "did you mean `time_limit`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--sbatch=--gres=gpu:1", "--profile=ours.yaml"])
 def test_options_of_slurm_need_slurm(monkeypatch, capsys, option):
     monkeypatch.setattr("sys.argv", ["restomod", "sweep", "my.yaml", option])
