@@ -1,6 +1,9 @@
 """Slurm's commands are stand-ins here: a job is a process. tests/systems has a real Slurm."""
 
+import contextlib
+import os
 import re
+import signal
 import stat
 import subprocess
 import time
@@ -78,7 +81,10 @@ def make(tmp_path, monkeypatch):
         setting = Setting("rates", folder, list(before), "20s", variables, foreseen)
         return SlurmJobs(setting, profile, ["--gres=gpu:1"], at_a_time)
 
-    return made
+    yield made
+    for file in tmp_path.glob("pid-*"):  # what a failed test has left
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(file.read_text()), signal.SIGTERM)
 
 
 @pytest.fixture
