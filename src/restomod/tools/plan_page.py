@@ -1,7 +1,6 @@
 """`restomod plan --html`: the plan as one self-contained page, with the schedules as charts.
 
-In: a plan. Out: an HTML file that refers to no other file or address. Style and the charts' cursor
-are those of `report.html`, the charts `charts.py`'s.
+In: a plan. Out: an HTML file that refers to no other file or address. `cli.py` calls this.
 """
 
 from __future__ import annotations
@@ -9,12 +8,11 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from restomod.errors import UserError
 from restomod.tools import pages
 from restomod.tools.charts import Line, Plot, svg, x_axis
+from restomod.tools.markup import table
 from restomod.tools.plan import Plan
 from restomod.tools.plan_parts import WARNING, Section
-from restomod.tools.report_figures import table
 from restomod.tools.schedule_plots import Schedule, Schedules, schedules
 
 SAMPLES = 400
@@ -22,48 +20,25 @@ SAMPLES = 400
 
 def write_page(plan: Plan, path: Path) -> None:
     """Write the page; raises UserError where that cannot be done."""
-    try:
-        pages.write_page(path, page(plan))
-    except OSError as error:
-        raise UserError(f"--html {path}: cannot be written: {error.strerror or error}") from error
+    pages.write_page(path, page(plan))
 
 
-def page(plan: Plan) -> str:
+def page(plan: Plan) -> pages.Page:
     """Return the page."""
-    script, source = pages.script()
-    name = escape(plan.recipe.run_name)
-    warnings = [escape(w) for section in plan.sections for w in section.warnings]
-    head, *sections = plan.sections
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; "
-        f"script-src '{source}'; base-uri 'none'; form-action 'none'"
+    charts = f'<div class="charts">{_charts(plan)}</div>'
+    return pages.Page(
+        kind="plan",
+        name=plan.recipe.run_name,
+        summary=[escape(plan.sections[0].lines[0])],
+        parts=[
+            pages.Part("schedules", "Schedules", charts),
+            *(
+                pages.Part(f"part-{n}", section.title, _section(section))
+                for n, section in enumerate(plan.sections)
+            ),
+        ],
+        notices=[warning for section in plan.sections for warning in section.warnings],
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{name}: plan</title>
-<style>{pages.style()}</style>
-</head>
-<body>
-<header>
-  <p class="eyebrow">restomod plan</p>
-  <h1>{name}</h1>
-  <p class="summary">{escape(head.lines[0])}</p>
-  <ul class="notices">{"".join(f"<li>{warning}</li>" for warning in warnings)}</ul>
-</header>
-<main>
-<section><h2>Schedules</h2><div class="charts">{_charts(plan)}</div></section>
-{_section(head)}
-{"".join(_section(section) for section in sections)}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
 
 
 def _section(section: Section) -> str:
@@ -73,7 +48,7 @@ def _section(section: Section) -> str:
         rows = [[escape(cell) for cell in row] for row in section.table.rows]
         body += table(section.table.head, rows, section.title, "wide")
     body += "".join(f'<p class="note">{escape(note)}</p>' for note in section.notes)
-    return f"<section><h2>{escape(section.title)}</h2>{body}</section>"
+    return body
 
 
 def _charts(plan: Plan) -> str:

@@ -129,7 +129,7 @@ def test_command_plans_for_gpus_without_torch(tiny, tmp_path):
         (["--price", "nan"], "--price nan: dollars for a GPU hour, 0 or more"),
         (["--gpus", "4", "--world-size", "2"], "--gpus 4 and --world-size 2: both are the number"),
         (["--gpus", "3"], "4 lanes cannot be shared by 3 ranks; use 2 or 4 ranks"),
-        (["--html", "/nowhere/plan.html"], "--html /nowhere/plan.html: cannot be written: No such"),
+        (["--html", "/nowhere/plan.html"], "/nowhere/plan.html: cannot be written: No such"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_message(

@@ -14,8 +14,10 @@ import pytest
 
 from restomod.errors import UserError
 from restomod.tools import charts
-from restomod.tools.metrics_log import Downsampled, RunLog, merged
-from restomod.tools.report import asked_phases, write_report
+from restomod.tools.downsampled import Downsampled, merged
+from restomod.tools.metrics_log import RunLog
+from restomod.tools.report import write_report
+from restomod.tools.run_record import asked_phases
 
 BATCH_SLOTS = 1000
 
@@ -174,10 +176,10 @@ def test_every_figure_is_drawn_against_tokens_and_wall_time(full_page: str) -> N
         "accuracy",
         "lr",
         "grad-norm",
-        "throughput",
+        "tokens-per-s",
         "mfu",
-        "data-wait",
-        "packing",
+        "data-wait-fraction",
+        "packing-efficiency",
         "mixture",
     ]
     for figure in figures:
@@ -218,8 +220,8 @@ def test_final_evaluation_stands_beside_the_unigram_model(full_page: str) -> Non
 
 def test_fill_mask_marks_the_expected_token(full_page: str) -> None:
     assert "def <mark>[MASK]</mark>(self)" in full_page
-    assert re.search(r"<li class=right><code>__init__</code>.*?94.0%", full_page)
-    assert re.search(r"<li><code>new</code>.*?2.0%", full_page)
+    assert re.search(r'<li class="right"><code>__init__.*?</code>.*?94.0%', full_page)
+    assert re.search(r"<li class=\"\"><code>new</code>.*?2.0%", full_page)
 
 
 def test_events_of_any_kind_are_listed(full_page: str) -> None:
@@ -439,8 +441,10 @@ def test_run_without_steps_still_has_a_page(tmp_path: Path) -> None:
 
 
 def test_single_step_and_constant_curves_are_drawn(tmp_path: Path) -> None:
-    page = page_of(run_folder(tmp_path / "one", [train_line(1, mfu=0.0, grad_norm=0.0)]))
+    line = train_line(1, mfu=0.0, grad_norm=0.0, weight_decay=1e-5, batch_rows=4, mask_rate=0.3)
+    page = page_of(run_folder(tmp_path / "one", [line]))
     assert '<figure id="loss"' in page
+    assert "Mask rate 30.0% throughout." in page
     assert "Nothing logged for: Evaluation loss, Model FLOPs utilisation." in page
 
 

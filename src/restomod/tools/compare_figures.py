@@ -1,0 +1,127 @@
+"""Which figures show several runs side by side: in each, a curve for every run.
+
+In: the runs' logs, each with a name and the CSS class of its colour. Out: HTML strings, every name
+in them escaped. `compare.py` and a sweep's page call this; `figures.py` draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from restomod.tools.downsampled import Bucket, merged
+from restomod.tools.figures import Canvas, Curve, Figure, axes, draw_all, value_text
+from restomod.tools.metrics_log import RunLog
+from restomod.tools.report_figures import (
+    COLOURS,
+    LOG_FROM,
+    LOSS_UNIT,
+    MEASURED,
+    PERCENT,
+    SCHEDULES,
+    domains,
+    ends,
+    scale_of,
+    slug,
+)
+
+DASHES = 3
+MOST_RAW = 4
+"""Runs whose lowest and highest values are drawn, too; of more they would hide each other."""
+BUCKETS = 2400
+"""Of all runs together, in each curve."""
+FEWEST_BUCKETS = 60
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One run as figures show it."""
+
+    name: str
+    style: str
+    log: RunLog
+    listed: bool = True
+    """Whether legends name it."""
+
+
+def style_of(place: int) -> str:
+    """Return the CSS classes of a run's colour and dashes."""
+    dashes = place // COLOURS % DASHES
+    return f"c{place % COLOURS + 1}" + (f" d{dashes + 1}" if dashes else "")
+
+
+def figures(runs: Sequence[Shown]) -> tuple[str, list[str]]:
+    """Return the figures, and what to say of those that were left out."""
+    most = max(FEWEST_BUCKETS, BUCKETS // len(runs))
+    train = {run.name: _fewer(run.log.train.buckets(), most) for run in runs}
+    evals = {run.name: _fewer(run.log.evals.buckets(), most) for run in runs}
+    raw = len(runs) <= MOST_RAW
+    canvas = Canvas(
+        axes(run.log for run in runs),
+        [(mark, run.style) for run in runs if run.listed for mark in run.log.resumes],
+    )
+
+    def figure(
+        key: str, title: str, unit: str, measured: bool = True, wide: bool = False
+    ) -> Figure:
+        curves = [
+            Curve(
+                run.name,
+                key,
+                run.style,
+                train[run.name],
+                raw and measured,
+                measured,
+                scale=scale_of(unit),
+                listed=run.listed,
+            )
+            for run in runs
+        ]
+        log_from = 3.0 if key == "loss" else LOG_FROM.get(key, math.inf)
+        limits = PERCENT if unit == "%" else None
+        return Figure(slug(key), title, unit, curves, wide, limits, log_from, by_curve=True)
+
+    def held_out(domain: str) -> Figure:
+        curves = [
+            Curve(
+                run.name,
+                ("loss", domain),
+                run.style,
+                evals[run.name],
+                smooth=False,
+                dots=True,
+                listed=run.listed,
+            )
+            for run in runs
+        ]
+        without = [r.name for r in runs if r.listed and domain not in domains(r.log)]
+        return Figure(
+            f"eval-{named.index(domain)}",
+            f"Evaluation loss, {domain if domain != 'all' else 'all domains'}",
+            LOSS_UNIT,
+            curves,
+            log_from=3.0,
+            note=f"Not evaluated by {', '.join(without)}." if without else "",
+            by_curve=True,
+        )
+
+    named = sorted({d for run in runs for d in domains(run.log)}, key=lambda d: (d != "all", d))
+    shown = [figure("loss", "Training loss", LOSS_UNIT, wide=True)]
+    shown += [held_out(domain) for domain in named]
+    shown.append(figure("accuracy", "Masked-token accuracy in training", "%"))
+    same = []
+    for key, title, unit in SCHEDULES:
+        schedule = figure(key, title, unit, measured=False)
+        lows, highs = zip(*(ends(c, c.buckets) for c in schedule.curves), strict=True)
+        if min(lows) == max(highs) < math.inf:
+            same.append(f"{title} {value_text(min(lows), unit)} throughout, in all runs.")
+        else:
+            shown.append(schedule)
+    shown += [figure(key, title, unit) for key, title, unit in MEASURED]
+    html, missing = draw_all(shown, canvas)
+    return html, same + ([f"Logged by no run: {', '.join(missing)}."] if missing else [])
+
+
+def _fewer(buckets: list[Bucket], most: int) -> list[Bucket]:
+    return merged(buckets, -(-len(buckets) // most)) if buckets else []
