@@ -71,7 +71,10 @@ def columns(name: str, title: str, unit: str, counts: Mapping[int, float]) -> st
         f"{len(counts)} columns from {min(counts):,} to {max(counts):,}; the highest, at {top:,}, "
         f"is {counts[top]:,.0f} {unit}."
     )
-    out = [opening(name, title, described), *y_grid(scale, tick_labels(scale.ticks))]
+    out = [
+        opening(name, f"{title}: {unit} by length", described),
+        *y_grid(scale, tick_labels(scale.ticks)),
+    ]
     for place, (length, count) in enumerate(counts.items()):
         left, height = place * width, (1000 - scale(count)) / 10
         out.append(

@@ -24,7 +24,7 @@ from restomod.prepare.card_values import (
     total_of,
 )
 from restomod.tools.charts import duration, si
-from restomod.tools.markup import NONE, bytes_text, plain, table
+from restomod.tools.markup import NONE, bytes_text, passage, plain, table, times
 from restomod.tools.metrics_log import number, numbers
 
 SHOWN_REJECTS = 60
@@ -57,7 +57,11 @@ def status(manifest: Manifest) -> list[tuple[str, str, str]]:
         ("Text", bytes_text(size), "UTF-8"),
         ("Mean length", ratio(tokens, documents, 0), "tokens of a document"),
         ("Bytes per token", ratio(size, tokens), ""),
-        ("Sources", f"{len(sources)}", f"{len(licences)} licences named"),
+        (
+            "Sources",
+            f"{len(sources)}",
+            f"{times(len(licences), 'licence')} named",
+        ),
         ("Kept", NONE if kept is None or not read else f"{kept / read:.1%}", "of documents read"),
         ("Wall time", NONE if seconds is None else duration(seconds), ""),
     ]
@@ -256,7 +260,7 @@ def rejects(manifest: Manifest) -> str:
         notes = [escape(text(reject, key)) for key in ("detail", "source", "origin")]
         cards.append(
             f"<article><h3>{escape(title or UNNAMED)}</h3>"
-            f'<pre tabindex="0">{escape(said)}</pre><p>{"<br>".join(filter(None, notes))}</p>'
+            f"{passage(escape(said))}<p>{'<br>'.join(filter(None, notes))}</p>"
             "</article>"
         )
     if not cards:

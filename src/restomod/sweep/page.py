@@ -30,9 +30,9 @@ STYLE = """
 :root { --faded: #cfd3d8; }
 @media (prefers-color-scheme: dark) { :root { --faded: #3a3f47; } }
 .summary { overflow-wrap: anywhere; }
-.frame { padding: 2.6rem 3.4rem 1rem 4.2rem; width: max-content; min-width: 100%; }
-.plot .axis { stroke: var(--soft); pointer-events: none; }
-.plot text, .plot text.axis { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+.parallel .frame { padding: 2.6rem 3.4rem 1rem 4.2rem; width: max-content; min-width: 100%; }
+.plot line.axis { stroke: var(--soft); pointer-events: none; }
+.parallel text { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 .plot text.axis { fill: var(--ink); font-weight: 600; pointer-events: auto; }
 .rest { --stroke: var(--faded); }
 .trial path { stroke: var(--stroke); stroke-width: var(--width, 1.8); }
@@ -42,6 +42,7 @@ STYLE = """
 .trials td:nth-child(2), .trials th:nth-child(2) { text-align: left; }
 .trials tr:hover { background: var(--tint); }
 .trials td:last-child { white-space: pre-wrap; text-align: left; width: 30%; }
+.trials td:last-child:not(:empty) { min-width: 16rem; }
 """
 
 
@@ -117,7 +118,7 @@ def _parallel(sweep: SweepFile, trials: list[Trial]) -> str:
     if not plot:
         return ""
     return (
-        f'<div class="chart wide"><div class="scroll" tabindex="0" role="region" '
+        f'<div class="chart wide parallel"><div class="scroll" tabindex="0" role="region" '
         f'aria-label="Parallel coordinates"><div class="frame">{plot}</div></div>'
         f'<p class="note">{note}</p></div>'
     )

@@ -17,12 +17,13 @@ from restomod.tools import report_sections as sections
 from restomod.tools.charts import duration, si
 from restomod.tools.compare_figures import Shown, figures, style_of
 from restomod.tools.differences import differences
-from restomod.tools.markup import key, percent, plain, table, times
+from restomod.tools.markup import key, paragraph, percent, plain, table
 from restomod.tools.pages import Page, Part, write_page
 from restomod.tools.run_record import METRICS, RunRecord, read_run
 from restomod.tools.samples import compared
 
 EVENTS_OF_A_RUN = 12
+LONGEST_DETAILS = 200
 STATES = {"end": "complete", "stop": "stopped", "nonfinite": "not finite", "failure": "failed"}
 IGNORED = ("run_name",)
 
@@ -39,6 +40,12 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     if not runs:
         raise UserError(f"no run folder among {', '.join(map(str, folders))}: none has a {METRICS}")
     return write_page(out, page(runs, notices))
+
+
+def _marks(shown: Sequence[Shown]) -> str:
+    if not any(run.log.resumes for run in shown):
+        return ""
+    return '<p class="note">Vertical dashes: a resume, in its run\'s colour.</p>'
 
 
 def _once(folders: Sequence[Path], notices: list[str]) -> list[Path]:
@@ -62,8 +69,7 @@ def page(runs: Sequence[RunRecord], notices: Sequence[str] = ()) -> Page:
     curves = ""
     if trained:
         charts, left_out = figures(trained)
-        notes = "".join(f'<p class="note">{escape(note)}</p>' for note in left_out)
-        curves = f'<div class="charts">{charts}</div>{notes}'
+        curves = f'{_marks(trained)}<div class="charts">{charts}</div>{paragraph(left_out)}'
     unequal = differences(dict(zip(names, (r.config for r in runs), strict=True)), IGNORED)
     return Page(
         kind="report of several runs",
@@ -99,8 +105,8 @@ def _runs(runs: Sequence[RunRecord], shown: Sequence[Shown]) -> str:
     rows = []
     for run, drawn in zip(runs, shown, strict=True):
         log = run.log
-        best, step = log.best_eval or (None, None)
-        done = log.tokens / run.planned if run.planned else None
+        best, _ = log.best_eval or (None, None)
+        done = min(1.0, log.tokens / run.planned) if run.planned else None
         rows.append(
             [
                 f"{key(drawn.style)}{escape(drawn.name)}",
@@ -111,18 +117,20 @@ def _runs(runs: Sequence[RunRecord], shown: Sequence[Shown]) -> str:
                 duration(log.time_s),
                 plain(log.final_loss, ".3f"),
                 plain(best, ".3f"),
-                plain(step),
                 plain(log.mean_tokens_per_s),
                 percent(log.mfu.mean),
                 percent(log.data_wait.mean, 2),
                 percent(log.mean_packing, 2),
-                times(len(log.resumes), "resume"),
+                plain(len(log.resumes)),
             ]
         )
     head = ["run", "state", "steps", "slots", "of planned", "wall time", "training loss"]
-    head += ["best evaluation loss", "at step", "slots per second", "MFU", "data wait", "packing"]
-    note = "Training loss: mean of the last 50 logged. Throughput, MFU and data wait: of training."
-    return f'{table([*head, ""], rows, "Runs", "wide named")}<p class="note">{note}</p>'
+    head += ["best evaluation", "slots/s", "MFU", "data wait", "packing", "resumes"]
+    note = (
+        "Training loss: mean of the last 50 logged. Best evaluation: lowest loss over all domains. "
+        "Slots/s, MFU and data wait: of the time spent in training steps."
+    )
+    return f'{table(head, rows, "Runs", "wide named states")}<p class="note">{note}</p>'
 
 
 def _evaluations(runs: Sequence[RunRecord], shown: Sequence[Shown]) -> str:
@@ -142,7 +150,7 @@ def _evaluations(runs: Sequence[RunRecord], shown: Sequence[Shown]) -> str:
 def _events(shown: Sequence[Shown]) -> str:
     """List the newest events of every run."""
     rows = [
-        [f"{key(run.style)}{escape(run.name)}", *sections.event_cells(event)]
+        [f"{key(run.style)}{escape(run.name)}", *sections.event_cells(event, LONGEST_DETAILS)]
         for run in shown
         for event in list(run.log.events)[-EVENTS_OF_A_RUN:]
     ]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from restomod.tools.downsampled import Bucket, merged
-from restomod.tools.figures import Canvas, Curve, Figure, axes, draw_all, value_text
+from restomod.tools.figures import Canvas, Curve, Figure, axes, draw_all
 from restomod.tools.metrics_log import RunLog
 from restomod.tools.report_figures import (
     COLOURS,
@@ -20,6 +20,7 @@ from restomod.tools.report_figures import (
     MEASURED,
     PERCENT,
     SCHEDULES,
+    constant_text,
     domains,
     ends,
     scale_of,
@@ -115,7 +116,7 @@ def figures(runs: Sequence[Shown]) -> tuple[str, list[str]]:
         schedule = figure(key, title, unit, measured=False)
         lows, highs = zip(*(ends(c, c.buckets) for c in schedule.curves), strict=True)
         if min(lows) == max(highs) < math.inf:
-            same.append(f"{title} {value_text(min(lows), unit)} throughout, in all runs.")
+            same.append(f"{title} {constant_text(min(lows), unit)} throughout, in all runs.")
         else:
             shown.append(schedule)
     shown += [figure(key, title, unit) for key, title, unit in MEASURED]

@@ -41,6 +41,16 @@ def bar(share: float) -> str:
     return f'<span class="bar"><i style="width:{100 * min(1.0, max(0.0, share)):.1f}%"></i></span>'
 
 
+def passage(html: str) -> str:
+    """Show a text as it stands, which scrolls by itself where it is long."""
+    return f'<pre tabindex="0" role="region" aria-label="Text">{html}</pre>' if html else ""
+
+
+def paragraph(notes: Sequence[str]) -> str:
+    """Write remarks below each other in one paragraph; nothing where there are none."""
+    return f'<p class="note">{"<br>".join(map(escape, notes))}</p>' if notes else ""
+
+
 def key(style: str) -> str:
     """Draw the piece of a line by which a legend names its colour."""
     return f'<span class="key {style}"></span>'

@@ -58,6 +58,8 @@ class Part:
     slug: str
     title: str
     body: str
+    link: str = ""
+    """The title in few words, where it is long."""
 
 
 @dataclass(frozen=True)
@@ -143,5 +145,7 @@ def _header(page: Page) -> list[str]:
 
 
 def _nav(parts: Sequence[Part], axis: bool) -> str:
-    links = "".join(f'<a href="#{part.slug}">{escape(part.title)}</a>' for part in parts)
+    links = "".join(
+        f'<a href="#{part.slug}">{escape(part.link or part.title)}</a>' for part in parts
+    )
     return f'<nav aria-label="Sections">\n  {links}\n  {AXIS if axis else ""}\n</nav>'

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from restomod.tools import pages
 from restomod.tools.charts import Line, Plot, svg, x_axis
-from restomod.tools.markup import table
+from restomod.tools.markup import key, paragraph, table
 from restomod.tools.plan import Plan
 from restomod.tools.plan_parts import WARNING, Section
 from restomod.tools.schedule_plots import Schedule, Schedules, schedules
@@ -25,18 +25,17 @@ def write_page(plan: Plan, path: Path) -> None:
 
 def page(plan: Plan) -> pages.Page:
     """Return the page."""
-    charts = f'<div class="charts">{_charts(plan)}</div>'
+    name, head = plan.recipe.run_name, plan.sections[0]
+    parts = [pages.Part("schedules", "Schedules", _schedules(plan))]
+    for n, section in enumerate(plan.sections):
+        title = section.title.removeprefix(f"{name}: ")
+        title = title[:1].upper() + title[1:]
+        parts.append(pages.Part(f"part-{n}", title, _section(section), title.partition(":")[0]))
     return pages.Page(
         kind="plan",
-        name=plan.recipe.run_name,
-        summary=[escape(plan.sections[0].lines[0])],
-        parts=[
-            pages.Part("schedules", "Schedules", charts),
-            *(
-                pages.Part(f"part-{n}", section.title, _section(section))
-                for n, section in enumerate(plan.sections)
-            ),
-        ],
+        name=name,
+        summary=[escape(head.lines[0])],
+        parts=parts,
         notices=[warning for section in plan.sections for warning in section.warnings],
     )
 
@@ -47,13 +46,24 @@ def _section(section: Section) -> str:
     if section.table:
         rows = [[escape(cell) for cell in row] for row in section.table.rows]
         body += table(section.table.head, rows, section.title, "wide")
-    body += "".join(f'<p class="note">{escape(note)}</p>' for note in section.notes)
-    return body
+    return body + paragraph(section.notes)
 
 
-def _charts(plan: Plan) -> str:
+def _schedules(plan: Plan) -> str:
+    """Draw what changes over the run, and say what does not."""
     found = schedules(plan.timeline, plan.recipe.optimizer, SAMPLES)
-    return "".join(_chart(schedule, found, plan, n) for n, schedule in enumerate(found.each))
+    changing = [each for each in found.each if min(each.values) < max(each.values)]
+    charts = "".join(_chart(schedule, found, plan, n) for n, schedule in enumerate(changing))
+    constant = [
+        f"{_title(each)} {each.form.format(each.values[0])} throughout."
+        for each in found.each
+        if each not in changing
+    ]
+    return f'<div class="charts">{charts}</div>{paragraph(constant)}'
+
+
+def _title(schedule: Schedule) -> str:
+    return schedule.title[:1].upper() + schedule.title[1:]
 
 
 def _chart(schedule: Schedule, found: Schedules, plan: Plan, number: int) -> str:
@@ -67,20 +77,20 @@ def _chart(schedule: Schedule, found: Schedules, plan: Plan, number: int) -> str
     low, high = (schedule.form.format(end(schedule.values)) for end in (min, max))
     plot = Plot(
         name=f"schedule-{number}",
-        title=f"{schedule.title} against {x.label}",
-        description=f"From {first} to {last}, between {low} and {high}.",
+        title=f"{_title(schedule)} against {x.label}",
+        description=f"From {first} to {last}, between {low} and {high}. Arrow keys move a cursor.",
         unit=unit,
-        lines=[Line(schedule.title, "train", [list(zip(found.slots, values, strict=True))])],
+        lines=[Line(_title(schedule), "train", [list(zip(found.slots, values, strict=True))])],
         x=x,
         phases=[(span.phase.name, span.first_slot) for span in timeline.spans]
         if len(timeline.spans) > 1
         else (),
         name_phases=True,
     )
-    title = escape(schedule.title)
+    title = escape(_title(schedule))
     return (
         f'<figure class="chart" data-unit="{unit}"><figcaption><h3>{title}</h3>'
-        f'<ul class="legend"><li><b data-value="{title}">{last}</b></li></ul>'
+        f'<ul class="legend"><li>{key("train")}<b data-value="{title}">{last}</b></li></ul>'
         f'<span class="at" data-at>latest</span></figcaption>'
         f'<div class="frame by-tokens">{svg(plot)}</div></figure>'
     )

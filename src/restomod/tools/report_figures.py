@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable
 
 from restomod.tools.downsampled import Bucket
-from restomod.tools.figures import Canvas, Curve, Figure, Level, axes, draw, draw_all, value_text
+from restomod.tools.figures import Canvas, Curve, Figure, Level, axes, draw, draw_all
 from restomod.tools.metrics_log import PhaseSpan, RunLog
 from restomod.tools.run_record import RunRecord
 
@@ -46,7 +46,7 @@ def figures(run: RunRecord) -> tuple[str, str, list[str]]:
     for figure in _schedules(log):
         lows, highs = ends(figure.curves[0], figure.curves[0].buckets)
         if lows == highs < math.inf and figure.slug != "lr":
-            constant.append(f"{figure.title} {value_text(lows, figure.unit)} throughout.")
+            constant.append(f"{figure.title} {constant_text(lows, figure.unit)} throughout.")
         else:
             changing.append(figure)
     html, missing = draw_all([*_learning(run), *changing, *_measured(log)], canvas)
@@ -77,6 +77,11 @@ def domains(log: RunLog) -> list[str]:
     """Return the domains that were evaluated."""
     keys = {key: None for bucket in log.evals.buckets() for key in bucket.spreads}
     return list(dict.fromkeys(str(key[1]) for key in keys if isinstance(key, tuple)))
+
+
+def constant_text(value: float, unit: str) -> str:
+    """Write the value of a schedule that never changes, as recipes do."""
+    return f"{value:g}{unit}" if unit == "%" else f"{value:,g}"
 
 
 def scale_of(unit: str) -> float:

@@ -197,20 +197,28 @@ def events(log: RunLog) -> str:
     return f'<p class="note">Lines in the log: {counts}.</p>{shown if rows else ""}'
 
 
-def event_cells(event: dict[str, Any]) -> list[str]:
-    """Return an event's wall time, step, name and all else that its line says."""
+def event_cells(event: dict[str, Any], longest: int = LONGEST_DETAILS) -> list[str]:
+    """Return an event's wall time, step, name, and all else that its line says, cut short."""
     time_s, step = number(event.get("time_s")), number(event.get("step"))
     rest = {k: v for k, v in event.items() if k not in ("event", "time_s", "step")}
-    details = "; ".join(
-        f"{k} {v if isinstance(v, str) else json.dumps(v)}" for k, v in rest.items()
-    )
-    short = details if len(details) <= LONGEST_DETAILS else details[: LONGEST_DETAILS - 1] + "…"
+    details = _words(rest)
     return [
         NONE if time_s is None else duration(time_s),
         plain(step),
         escape(str(event.get("event", ""))),
-        escape(short),
+        escape(details if len(details) <= longest else f"{details[: longest - 1]}…"),
     ]
+
+
+def _words(values: dict[str, Any]) -> str:
+    """Write a line's values without brackets; what is empty is left out."""
+    said = []
+    for name, value in values.items():
+        if isinstance(value, dict) and not any(isinstance(v, dict) for v in value.values()):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        if value not in ("", None, [], {}):
+            said.append(f"{name} {value if isinstance(value, str) else json.dumps(value)}")
+    return "; ".join(said)
 
 
 def recipe(text: str) -> str:
@@ -218,5 +226,6 @@ def recipe(text: str) -> str:
         return ""
     return (
         "<details><summary>config.yaml, resolved</summary>"
-        f'<pre class="code" tabindex="0">{escape(text)}</pre></details>'
+        f'<pre class="code" tabindex="0" role="region" aria-label="Recipe">{escape(text)}</pre>'
+        "</details>"
     )

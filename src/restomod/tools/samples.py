@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from restomod.tools.markup import bar, key, percent
+from restomod.tools.markup import passage as as_it_stands
 from restomod.tools.metrics_log import RunLog, number
 
 SHOWN = 60
@@ -122,10 +123,7 @@ def _card(passage: Passage, rows: Sequence[str]) -> str:
     text = escape(passage.text).replace("[MASK]", "<mark>[MASK]</mark>")
     answer = "" if passage.expected is None else f"expected <code>{escape(passage.expected)}</code>"
     about = ", ".join(filter(None, (escape(passage.domain), answer)))
-    return (
-        f'<article><pre tabindex="0" role="region" aria-label="passage">{text}</pre>'
-        f"<ol>{''.join(rows)}</ol><p>{about}</p></article>"
-    )
+    return f"<article>{as_it_stands(text)}<ol>{''.join(rows)}</ol><p>{about}</p></article>"
 
 
 def _cards(cards: Sequence[str]) -> str:

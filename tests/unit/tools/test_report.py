@@ -444,7 +444,7 @@ def test_single_step_and_constant_curves_are_drawn(tmp_path: Path) -> None:
     line = train_line(1, mfu=0.0, grad_norm=0.0, weight_decay=1e-5, batch_rows=4, mask_rate=0.3)
     page = page_of(run_folder(tmp_path / "one", [line]))
     assert '<figure id="loss"' in page
-    assert "Mask rate 30.0% throughout." in page
+    assert "Mask rate 30% throughout." in page
     assert "Nothing logged for: Evaluation loss, Model FLOPs utilisation." in page
 
 
