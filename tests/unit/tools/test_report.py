@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from restomod.errors import UserError
 from restomod.tools import charts
-from restomod.tools.downsampled import Downsampled, merged
+from restomod.tools.downsampled import Downsampled, Thinned, merged
 from restomod.tools.metrics_log import RunLog
 from restomod.tools.report import write_report
 from restomod.tools.run_record import asked_phases
@@ -71,7 +72,7 @@ def run_folder(
     evaluation: Any = None,
     tail: str = "",
 ) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + tail)
     if config:
@@ -230,6 +231,18 @@ def test_events_of_any_kind_are_listed(full_page: str) -> None:
     assert "3 min 20 s 100 skip shard shard.00012.mds" in text
 
 
+def test_samples_show_how_the_guess_changed(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [train_line(1)]
+    for step, token in ((10, "dog"), (20, " cat")):
+        guesses = [{"token": token, "probability": step / 100}, {"token": "x"}]
+        example = {"domain": "prose", "text": "a [MASK]", "expected": "cat", "predictions": guesses}
+        lines.append({"event": "samples", "step": step, "samples": [example]})
+    page = page_of(run_folder(tmp_path / "run", lines))
+    [card] = re.findall(r"<article>(.*?)</article>", page, re.S)
+    said = "a [MASK] step 10 dog 10.0% step 20 cat (right) 20.0% prose, expected cat"
+    assert " ".join(text_of(card).split()) == said
+
+
 def test_resolved_recipe_is_on_the_page(full_page: str) -> None:
     assert "slots: 200K\n" in full_page
 
@@ -371,6 +384,19 @@ def test_downsampling_keeps_extremes_sums_and_order() -> None:
     ends = [x for bucket in buckets for x in bucket.tokens]
     assert ends == sorted(ends)
     assert (ends[0], ends[-1]) == (0, 12_344)
+
+
+def test_thinned_items_keep_the_first_the_newest_and_some_between() -> None:
+    for count in range(40):
+        kept = Thinned(8)
+        for item in range(count):
+            kept.add(item)
+        items = kept.items()
+        assert items == sorted(set(items))
+        assert len(items) == count if count <= 8 else 4 <= len(items) <= 9
+        assert not count or (items[0], items[-1]) == (0, count - 1)
+        gaps = {b - a for a, b in pairwise(items[:-1])}
+        assert len(gaps) <= 1
 
 
 def test_breaks_never_merge() -> None:
