@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from restomod.batches import BatchSizes
 from restomod.units import parse_slots
@@ -157,6 +158,9 @@ class StreamConfig:
     """Name under which metrics group the stream; the stream's own name when empty."""
     column: str = ""
     """Column with token ids or text; found by name and type when empty."""
+    transform: dict[str, Any] = field(default_factory=dict)
+    """Something of the user's own that every text goes through before it is tokenised: `use`, and
+    its options; for data sets that hold text."""
     max_epochs: float = 1000.0
     """How often the stream may be read in a run, each time in a new order; a recipe that needs more
     is refused. Repeating more than about four times teaches little (arXiv 2305.16264)."""
@@ -246,9 +250,12 @@ class ScheduleConfig:
     decay: str = "0"
     """Slots of decay, at the end of the phase."""
     decay_shape: str = field(
-        default="one_minus_sqrt", metadata={"choices": ("one_minus_sqrt", "linear", "cosine")}
+        default="one_minus_sqrt",
+        metadata={"choices": ("one_minus_sqrt", "linear", "cosine"), "extends": True},
     )
-    """one_minus_sqrt, linear or cosine."""
+    """How the rate falls."""
+    decay_options: dict[str, Any] = field(default_factory=dict)
+    """Options of a shape of the user's own."""
     final_factor: float = 0.0
     """The learning rate at the end of the decay, as a share of the peak."""
 
@@ -353,6 +360,23 @@ class PhaseConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """A labelled task: how well a logistic regression tells labels by the model's frozen features,
+    the mean over a text's tokens. Half of the examples fit it, the other half judge it."""
+
+    path: str = ""
+    """JSON lines (also .gz, .zst) or Parquet."""
+    text: str = "text"
+    """Name of the column, or field, that holds the text."""
+    label: str = "label"
+    """Name of the one that holds what is to be told: words or whole numbers."""
+    examples: int = 1000
+    """Examples that are read, from the file's start."""
+    tokens: int = 128
+    """Tokens of a text, the first ones."""
+
+
+@dataclass
 class EvaluationConfig:
     """Held-out loss and accuracy by domain, on fixed rows with fixed masks."""
 
@@ -364,6 +388,15 @@ class EvaluationConfig:
     """Rows of each stream that are read, from its start."""
     mask_rate: float = 0.15
     """Share of tokens predicted in evaluation (paper, table 3), all other shares as in training."""
+    mask_rates: list[float] = field(default_factory=list)
+    """More shares at which the same rows are evaluated, each for as long again; not for `clm`."""
+    sequence_lengths: list[int] = field(default_factory=list)
+    """More lengths that the documents are cut to, at `mask_rate`, also beyond the phase's; rows
+    grow where they must, and hold as many slots altogether."""
+    probes: dict[str, ProbeConfig] = field(default_factory=dict)
+    """Labelled tasks by name."""
+    hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Measurements of the user's own by name: `use`, and its options."""
     samples: int = 2
     """Passages of each stream with a hidden word that the model guesses at every evaluation, the
     same ones each time; 0: none."""
@@ -531,6 +564,8 @@ class Recipe:
     phases: list[PhaseConfig] = field(default_factory=list)
     """The run's phases, in order."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Composer callbacks of the user's own by name: `use`, and its options."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     stop_after: str = "0"
     """Wall-clock time, such as 23h30m, after which the run saves, stops and wants to be requeued;

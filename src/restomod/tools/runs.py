@@ -29,6 +29,17 @@ def run_of(path: Path) -> Path:
     return path.parents[1] if path.parent.name == "checkpoints" else path.parent
 
 
+def tokenizer_folder(path: Path) -> Path:
+    """Return where the tokenizer of a run, a checkpoint, an average or a transformers folder lies.
+
+    Raises UserError if there is none.
+    """
+    for folder in (run_of(path) / "tokenizer", path):
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            return folder
+    raise UserError(f"{path}: has no tokenizer: neither tokenizer/ of a run nor tokenizer.json")
+
+
 def load_model(path: str | Path) -> MaskedLM:
     """Load a model, in float32, on the CPU, in eval mode.
 

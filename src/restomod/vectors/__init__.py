@@ -1,0 +1,1 @@
+"""From texts to vectors: what `restomod embed`, evaluation and fine-tuning compute with."""
