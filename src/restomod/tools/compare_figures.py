@@ -18,11 +18,12 @@ from restomod.tools.report_figures import (
     LOG_FROM,
     LOSS_UNIT,
     MEASURED,
+    OTHERS,
     PERCENT,
     SCHEDULES,
     constant_text,
-    domains,
     ends,
+    evaluated,
     scale_of,
     slug,
 )
@@ -83,33 +84,36 @@ def figures(runs: Sequence[Shown]) -> tuple[str, list[str]]:
         limits = PERCENT if unit == "%" else None
         return Figure(slug(key), title, unit, curves, wide, limits, log_from, by_curve=True)
 
-    def held_out(domain: str) -> Figure:
+    def held_out(place: int, kind: str, name: str) -> Figure:
+        title, unit = _title(kind, name)
         curves = [
             Curve(
                 run.name,
-                ("loss", domain),
+                (kind, name),
                 run.style,
                 evals[run.name],
                 smooth=False,
                 dots=True,
+                scale=scale_of(unit),
                 listed=run.listed,
             )
             for run in runs
         ]
-        without = [r.name for r in runs if r.listed and domain not in domains(r.log)]
+        without = [r.name for r in runs if r.listed and name not in evaluated(r.log, kind)]
         return Figure(
-            f"eval-{named.index(domain)}",
-            f"Evaluation loss, {domain if domain != 'all' else 'all domains'}",
-            LOSS_UNIT,
+            f"eval-{place}",
+            title,
+            unit,
             curves,
-            log_from=3.0,
+            log_from=3.0 if unit == LOSS_UNIT else math.inf,
             note=f"Not evaluated by {', '.join(without)}." if without else "",
             by_curve=True,
         )
 
-    named = sorted({d for run in runs for d in domains(run.log)}, key=lambda d: (d != "all", d))
     shown = [figure("loss", "Training loss", LOSS_UNIT, wide=True)]
-    shown += [held_out(domain) for domain in named]
+    kinds = ("loss", *(kind for kind, _, _ in OTHERS.values()))
+    named = [(kind, name) for kind in kinds for name in _names(runs, kind)]
+    shown += [held_out(n, kind, name) for n, (kind, name) in enumerate(named)]
     shown.append(figure("accuracy", "Masked-token accuracy in training", "%"))
     same = []
     for key, title, unit in SCHEDULES:
@@ -122,6 +126,19 @@ def figures(runs: Sequence[Shown]) -> tuple[str, list[str]]:
     shown += [figure(key, title, unit) for key, title, unit in MEASURED]
     html, missing = draw_all(shown, canvas)
     return html, same + ([f"Logged by no run: {', '.join(missing)}."] if missing else [])
+
+
+def _names(runs: Sequence[Shown], kind: str) -> list[str]:
+    """Return the domains, views or probes that any run was evaluated on, `all` first."""
+    names = {name for run in runs for name in evaluated(run.log, kind)}
+    return sorted(names, key=lambda name: (name != "all", name))
+
+
+def _title(kind: str, name: str) -> tuple[str, str]:
+    """Return the title and the unit of a figure of held-out data."""
+    if kind == "probe":
+        return f"Accuracy of probe {name}", "%"
+    return f"Evaluation loss, {'all domains' if name == 'all' else name}", LOSS_UNIT
 
 
 def _fewer(buckets: list[Bucket], most: int) -> list[Bucket]:

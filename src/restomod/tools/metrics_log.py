@@ -234,12 +234,17 @@ class RunLog:
             self.phases.append(PhaseSpan(phase, (tokens, tokens), (time_s, time_s)))
 
     def _eval(self, line: Mapping[str, Any], time_s: float) -> None:
-        domains = line.get("domains")
         values: dict[Hashable, float] = {}
-        for domain, scores in domains.items() if isinstance(domains, dict) else ():
+        for domain, scores in _mappings(line.get("domains")):
             for name, value in numbers(scores).items():
                 if name in ("loss", "accuracy"):
                     values[name, domain] = value
+        for view, of in _mappings(line.get("views")):
+            if (seen := numbers(of.get("all")).get("loss")) is not None:
+                values["view", view] = seen
+        for probe, scores in _mappings(line.get("probes")):
+            if (right := numbers(scores).get("accuracy")) is not None:
+                values["probe", probe] = right
         tokens = number(line.get("tokens"))
         tokens = self.tokens if tokens is None else tokens
         if values:
@@ -270,6 +275,12 @@ def read_log(path: Path) -> RunLog:
                 log.unreadable += 1
     log.cut_short = last_is_broken
     return log
+
+
+def _mappings(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return a mapping's entries that are mappings themselves."""
+    found = value.items() if isinstance(value, dict) else ()
+    return [(str(name), of) for name, of in found if isinstance(of, dict)]
 
 
 def number(value: Any) -> float | None:

@@ -32,6 +32,11 @@ MEASURED = (
     ("packing_efficiency", "Packing efficiency", "%"),
 )
 """The same of what was measured."""
+OTHERS = {
+    "views": ("view", "Evaluation loss at other mask rates and lengths", LOSS_UNIT),
+    "probes": ("probe", "Accuracy of probes", "%"),
+}
+"""Figures of what else evaluations log, where they do: its kind, title and unit."""
 LOG_FROM = {"grad_norm": 30.0}
 """Factors from which an axis is logarithmic."""
 
@@ -75,8 +80,13 @@ def colours(run: RunRecord) -> dict[str, str]:
 
 def domains(log: RunLog) -> list[str]:
     """Return the domains that were evaluated."""
+    return list(dict.fromkeys([*evaluated(log, "loss"), *evaluated(log, "accuracy")]))
+
+
+def evaluated(log: RunLog, kind: str) -> list[str]:
+    """Return of what a kind of value was logged at evaluations: domains, views or probes."""
     keys = {key: None for bucket in log.evals.buckets() for key in bucket.spreads}
-    return list(dict.fromkeys(str(key[1]) for key in keys if isinstance(key, tuple)))
+    return [str(key[1]) for key in keys if isinstance(key, tuple) and key[0] == kind]
 
 
 def constant_text(value: float, unit: str) -> str:
@@ -103,6 +113,28 @@ def _learning(run: RunRecord) -> list[Figure]:
 
     loss = Curve("training", "loss", "train", train, raw=True)
     accuracy = Curve("training", "accuracy", "train", train, scale=100.0)
+    others = [
+        Figure(
+            slug,
+            title,
+            unit,
+            [
+                Curve(
+                    name,
+                    (kind, name),
+                    f"c{n % COLOURS + 1}",
+                    evals,
+                    smooth=False,
+                    dots=True,
+                    scale=scale_of(unit),
+                )
+                for n, name in enumerate(evaluated(log, kind))
+            ],
+            log_from=3.0 if unit == LOSS_UNIT else math.inf,
+        )
+        for slug, (kind, title, unit) in OTHERS.items()
+        if evaluated(log, kind)
+    ]
     return [
         Figure("loss", "Loss", LOSS_UNIT, [loss, *held_out("loss")], wide=True, log_from=3.0),
         Figure("eval-loss", "Evaluation loss", LOSS_UNIT, held_out("loss"), log_from=3.0),
@@ -113,6 +145,7 @@ def _learning(run: RunRecord) -> list[Figure]:
             [accuracy, *held_out("accuracy", 100.0)],
             y_limits=PERCENT,
         ),
+        *others,
     ]
 
 

@@ -77,6 +77,23 @@ def test_runs_of_other_domains_are_named_where_they_have_no_curve(page: str) -> 
     assert "Not evaluated by one." in page
 
 
+def test_views_and_probes_have_figures_where_they_were_evaluated(tmp_path: Path) -> None:
+    line = eval_line(1, all=4.0)
+    line["views"] = {"mask_0.15": {"code": {"loss": 9.0}, "all": {"loss": 3.0}}, "odd": 3}
+    line["probes"] = {"topic": {"accuracy": 0.75, "majority": 0.5}}
+    probed = run_folder(tmp_path / "probed", [train_line(1), line], config="")
+    page = report([probed], None).read_text()
+    assert re.search(r'id="views".*?<b data-value="mask_0.15">3.000</b>', page, re.S)
+    assert re.search(r'id="probes".*?<b data-value="topic">75.0%</b>', page, re.S)
+    page = report([probed, run(tmp_path / "one")], None).read_text()
+    titles = re.findall(r"<h3>(Evaluation loss.*?|Accuracy of.*?)</h3>", page)
+    assert titles == [
+        "Evaluation loss, all domains",
+        "Evaluation loss, mask_0.15",
+        "Accuracy of probe topic",
+    ]
+
+
 def test_schedules_that_never_differ_are_said_and_not_drawn(page: str) -> None:
     assert "Mask rate 30% throughout, in all runs." in page
     assert '<figure id="mask-rate"' not in page
