@@ -205,7 +205,9 @@ def svg(plot: Plot) -> str:
             *_frame(plot, y),
             CURVES,
             *(_path(line, x, y) for line in plot.lines),
-            "</svg></svg>",
+            "</svg>",
+            *_phase_names(plot),
+            "</svg>",
         ]
     )
 
@@ -248,20 +250,26 @@ def _frame(plot: Plot, y: YScale) -> list[str]:
         out.append(f'<text class="unit" x="0" y="0" dy="-14">{escape(text)}</text>')
     for at in (_percent(value, x) for value in plot.checkpoints):
         out.append(f'<circle class="checkpoint" cx="{at}" cy="100%" r="2.5"/>')
-    for n, (name, value) in enumerate(plot.phases):
+    for _, value in plot.phases[1:]:
         at = _percent(value, x)
-        if n > 0:
-            out.append(f'<line class="phase" x1="{at}" x2="{at}" y2="100%"/>')
-        if plot.name_phases:
-            end = plot.phases[n + 1][1] if n + 1 < len(plot.phases) else x.high
-            room = (end - value) / (x.high - x.low) / (8 * len(name) + 12)
-            if room > 1 / WIDE_PX:
-                style = "phase" if room > 1 / PHONE_PX else "phase tight"
-                text = f'<text class="{style}" x="{at}" y="0" dx="6" dy="14">'
-                out.append(f"{text}{escape(name)}</text>")
+        out.append(f'<line class="phase" x1="{at}" x2="{at}" y2="100%"/>')
     for value, style in plot.resumes:
         at, style = _percent(value, x), f"resume {style}".rstrip()
         out.append(f'<line class="{style}" x1="{at}" x2="{at}" y2="100%"/>')
+    return out
+
+
+def _phase_names(plot: Plot) -> list[str]:
+    """Write the phases' names where there is room, over the curves; the narrow ones not on a
+    phone."""
+    x, out = plot.x, []
+    for n, (name, value) in enumerate(plot.phases):
+        end = plot.phases[n + 1][1] if n + 1 < len(plot.phases) else x.high
+        room = (end - value) / (x.high - x.low) / (8 * len(name) + 12)
+        if plot.name_phases and room > 1 / WIDE_PX:
+            style = "phase" if room > 1 / PHONE_PX else "phase tight"
+            text = f'<text class="{style}" x="{_percent(value, x)}" y="0" dx="6" dy="14">'
+            out.append(f"{text}{escape(name)}</text>")
     return out
 
 

@@ -17,7 +17,7 @@ from restomod.tools import report_sections as sections
 from restomod.tools.charts import duration, si
 from restomod.tools.compare_figures import Shown, figures, style_of
 from restomod.tools.differences import differences
-from restomod.tools.markup import key, paragraph, percent, plain, table
+from restomod.tools.markup import key, percent, plain, remarks, table
 from restomod.tools.pages import Page, Part, write_page
 from restomod.tools.run_record import METRICS, RunRecord, read_run
 from restomod.tools.samples import compared
@@ -69,7 +69,7 @@ def page(runs: Sequence[RunRecord], notices: Sequence[str] = ()) -> Page:
     curves = ""
     if trained:
         charts, left_out = figures(trained)
-        curves = f'{_marks(trained)}<div class="charts">{charts}</div>{paragraph(left_out)}'
+        curves = f'{_marks(trained)}<div class="charts">{charts}</div>{remarks(left_out)}'
     unequal = differences(dict(zip(names, (r.config for r in runs), strict=True)), IGNORED)
     return Page(
         kind="report of several runs",

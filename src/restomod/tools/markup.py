@@ -46,9 +46,9 @@ def passage(html: str) -> str:
     return f'<pre tabindex="0" role="region" aria-label="Text">{html}</pre>' if html else ""
 
 
-def paragraph(notes: Sequence[str]) -> str:
-    """Write remarks below each other in one paragraph; nothing where there are none."""
-    return f'<p class="note">{"<br>".join(map(escape, notes))}</p>' if notes else ""
+def remarks(notes: Sequence[str]) -> str:
+    """Write remarks below each other."""
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
 
 def key(style: str) -> str:

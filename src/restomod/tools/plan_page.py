@@ -10,7 +10,7 @@ from pathlib import Path
 
 from restomod.tools import pages
 from restomod.tools.charts import Line, Plot, svg, x_axis
-from restomod.tools.markup import key, paragraph, table
+from restomod.tools.markup import key, remarks, table
 from restomod.tools.plan import Plan
 from restomod.tools.plan_parts import WARNING, Section
 from restomod.tools.schedule_plots import Schedule, Schedules, schedules
@@ -46,7 +46,7 @@ def _section(section: Section) -> str:
     if section.table:
         rows = [[escape(cell) for cell in row] for row in section.table.rows]
         body += table(section.table.head, rows, section.title, "wide")
-    return body + paragraph(section.notes)
+    return body + remarks(section.notes)
 
 
 def _schedules(plan: Plan) -> str:
@@ -59,7 +59,7 @@ def _schedules(plan: Plan) -> str:
         for each in found.each
         if each not in changing
     ]
-    return f'<div class="charts">{charts}</div>{paragraph(constant)}'
+    return f'<div class="charts">{charts}</div>{remarks(constant)}'
 
 
 def _title(schedule: Schedule) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from restomod.tools import report_sections as sections
-from restomod.tools.markup import paragraph
+from restomod.tools.markup import remarks
 from restomod.tools.pages import Page, Part, write_page
 from restomod.tools.report_figures import figures, key
 from restomod.tools.run_record import RunRecord, read_run
@@ -35,7 +35,7 @@ def page(run: RunRecord) -> Page:
     curves = mixture = ""
     if log.train_lines:
         charts, mixture, left_out = figures(run)
-        curves = f'{key(log)}<div class="charts">{charts}</div>{paragraph(left_out)}'
+        curves = f'{key(log)}<div class="charts">{charts}</div>{remarks(left_out)}'
     return Page(
         kind="run report",
         name=run.name,

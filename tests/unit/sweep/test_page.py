@@ -90,7 +90,7 @@ def test_trials_have_curves_and_the_best_have_names(tmp_path):
         run_folder(tmp_path / SWEEP.run_name(each.number), [train_line(1), train_line(2)])
     page = write_sweep_page(SWEEP, trials, tmp_path).read_text()
     parsed(page)
-    [plot] = re.findall(r'aria-labelledby="loss-tokens-t.*?</svg></svg>', page, re.S)
+    [plot] = re.findall(r'aria-labelledby="loss-tokens-t.*?</svg>\s*</svg>', page, re.S)
     assert re.findall(r'data-label="(\d+)"', plot) == [f"{n:03d}" for n in range(2, 10)]
     assert re.findall(r'class="rest trial-1".*?<title>(.*?)</title>', plot) == ["001"]
     assert '<span class="key c1 trial-9"></span>009' in page

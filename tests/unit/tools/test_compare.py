@@ -34,7 +34,7 @@ def row(page: str, name: str) -> list[str]:
 
 
 def labels(page: str, figure: str) -> list[str]:
-    [plot] = re.findall(rf'aria-labelledby="{figure}-tokens-t.*?</svg></svg>', page, re.S)
+    [plot] = re.findall(rf'aria-labelledby="{figure}-tokens-t.*?</svg>\s*</svg>', page, re.S)
     return re.findall(r'data-label="([^"]*)"', plot)
 
 
