@@ -19,6 +19,7 @@ from restomod.tools.compare_figures import Shown, figures, style_of
 from restomod.tools.differences import differences
 from restomod.tools.markup import key, percent, plain, remarks, table
 from restomod.tools.pages import Page, Part, write_page
+from restomod.tools.report_mixture import compared_mixtures
 from restomod.tools.run_record import METRICS, RunRecord, read_run
 from restomod.tools.samples import compared
 
@@ -65,6 +66,7 @@ def page(runs: Sequence[RunRecord], notices: Sequence[str] = ()) -> Page:
         f"{name}: {text}" for name, run in zip(names, runs, strict=True) for text in run.notices
     ]
     shown = [Shown(n, style_of(k), runs[k].log) for k, n in enumerate(names)]
+    titles = [f"{key(run.style)}{escape(run.name)}" for run in shown]
     trained = [run for run in shown if run.log.train_lines]
     curves = ""
     if trained:
@@ -76,10 +78,11 @@ def page(runs: Sequence[RunRecord], notices: Sequence[str] = ()) -> Page:
         name=_title(names),
         summary=[f"{len(runs)} run{'s' if len(runs) > 1 else ''} side by side."],
         parts=[
-            Part("runs", "Runs", _runs(runs, shown)),
+            Part("runs", "Runs", _runs(runs, titles)),
             Part("curves", "Curves", curves),
             Part("differences", "What differs between the recipes", unequal),
-            Part("evaluation", "Final evaluation", _evaluations(runs, shown)),
+            Part("mixture", "Mixture", compared_mixtures(list(zip(titles, runs, strict=True)))),
+            Part("evaluation", "Final evaluation", _evaluations(runs, titles)),
             Part("samples", "Samples", compared({run.name: (run.style, run.log) for run in shown})),
             Part("events", "Events", _events(shown)),
         ],
@@ -100,16 +103,16 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
     return [r.name if count[r.name] == 1 else f"{r.name} ({os.fspath(r.folder)})" for r in runs]
 
 
-def _runs(runs: Sequence[RunRecord], shown: Sequence[Shown]) -> str:
+def _runs(runs: Sequence[RunRecord], titles: Sequence[str]) -> str:
     """Tabulate the runs, a row a run."""
     rows = []
-    for run, drawn in zip(runs, shown, strict=True):
+    for run, title in zip(runs, titles, strict=True):
         log = run.log
         best, _ = log.best_eval or (None, None)
         done = min(1.0, log.tokens / run.planned) if run.planned else None
         rows.append(
             [
-                f"{key(drawn.style)}{escape(drawn.name)}",
+                title,
                 STATES.get(log.newest, "unfinished"),
                 plain(log.step),
                 si(log.tokens),
@@ -133,12 +136,10 @@ def _runs(runs: Sequence[RunRecord], shown: Sequence[Shown]) -> str:
     return f'{table(head, rows, "Runs", "wide named states")}<p class="note">{note}</p>'
 
 
-def _evaluations(runs: Sequence[RunRecord], shown: Sequence[Shown]) -> str:
+def _evaluations(runs: Sequence[RunRecord], titles: Sequence[str]) -> str:
     """Tabulate the held-out losses that `restomod eval` found, a row a run."""
-    losses = {}
-    for run, drawn in zip(runs, shown, strict=True):
-        if found := sections.evaluated_losses(run.evaluation):
-            losses[f"{key(drawn.style)}{escape(drawn.name)}"] = found
+    evaluated = zip(titles, (sections.evaluated_losses(r.evaluation) for r in runs), strict=True)
+    losses = {title: found for title, found in evaluated if found}
     domains = sorted({d for of in losses.values() for d in of}, key=lambda d: (d == "all", d))
     rows = [[name, *(plain(of.get(d), ".3f") for d in domains)] for name, of in losses.items()]
     if not rows:

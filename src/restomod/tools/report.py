@@ -13,6 +13,7 @@ from restomod.tools import report_sections as sections
 from restomod.tools.markup import remarks
 from restomod.tools.pages import Page, Part, write_page
 from restomod.tools.report_figures import figures, key
+from restomod.tools.report_mixture import mixture_table
 from restomod.tools.run_record import RunRecord, read_run
 from restomod.tools.samples import fill_mask, samples
 
@@ -42,7 +43,7 @@ def page(run: RunRecord) -> Page:
         summary=[sections.summary(run)],
         parts=[
             Part("curves", "Curves", curves),
-            Part("mixture-section", "Mixture", mixture + sections.mixture_table(run)),
+            Part("mixture-section", "Mixture", mixture + mixture_table(run)),
             Part("evaluation", "Final evaluation", sections.evaluation_table(run.evaluation)),
             Part("fill-mask", "Fill the mask", fill_mask(run.evaluation)),
             Part("samples", "Samples through training", samples(log)),

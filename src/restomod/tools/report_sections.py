@@ -7,14 +7,12 @@ with nothing to say. `report.py` and `compare.py` call this.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from restomod.tools.charts import duration, si
-from restomod.tools.markup import NONE, bar, bytes_text, key, percent, plain, signed, table, times
+from restomod.tools.markup import NONE, bar, bytes_text, percent, plain, signed, table, times
 from restomod.tools.metrics_log import RunLog, number, numbers
-from restomod.tools.report_figures import colours
 from restomod.tools.run_record import RunRecord
 
 SHOWN_EVENTS = 40
@@ -93,55 +91,6 @@ def _checkpoint_note(log: RunLog) -> str:
     if log.checkpoint_bytes is not None:
         parts.append(f"{bytes_text(log.checkpoint_bytes)} the last")
     return ", ".join(parts)
-
-
-def mixture_table(run: RunRecord) -> str:
-    """Compare each stream's share of the real tokens with the share that its phases asked for."""
-    log, asked = run.log, run.asked
-    trained = {phase: sum(counts.values()) for phase, counts in log.stream_tokens.items()}
-    total = sum(trained.values())
-    if not total:
-        return ""
-    mixtures = {phase.name: phase.mixture for phase in asked}
-    known = all(mixtures.get(phase) for phase, tokens in trained.items() if tokens)
-    phases = [p for p in trained if trained[p]] if len(trained) > 1 else []
-    colour = colours(run)
-    names = [name for phase in asked for name in phase.mixture]
-    names += [name for counts in log.stream_tokens.values() for name in counts]
-
-    def row(title: str, streams: Sequence[str], epochs: str) -> list[str]:
-        tokens = sum(counts[s] for counts in log.stream_tokens.values() for s in streams)
-        goal = (
-            sum(mixtures.get(p, {}).get(s, 0.0) * trained[p] for p in trained for s in streams)
-            / total
-        )
-        cells = [
-            title,
-            si(tokens),
-            epochs,
-            percent(goal, 2) if known else NONE,
-            percent(tokens / total, 2),
-            signed(100 * (tokens / total - goal) if known else None, 2),
-        ]
-        for phase in phases:
-            wanted = [w for s in streams if (w := mixtures.get(phase, {}).get(s)) is not None]
-            share = sum(log.stream_tokens[phase][s] for s in streams) / trained[phase]
-            cells.append(f"{percent(sum(wanted) if wanted else None, 1)} → {percent(share, 1)}")
-        return cells
-
-    streams = list(dict.fromkeys(names))
-    rows = []
-    for stream in streams:
-        times = log.epochs.get(stream)
-        title = f"{key(colour[stream])}{escape(stream)}"
-        rows.append(row(title, [stream], NONE if times is None else f"{times:.3g}"))
-    domain_of = {stream: log.domains.get(stream, stream) for stream in streams}
-    for domain in dict.fromkeys(domain_of.values()):
-        of_domain = [stream for stream in streams if domain_of[stream] == domain]
-        if of_domain != [domain]:
-            rows.append(row(f"domain {escape(domain)}", of_domain, NONE))
-    head = ["stream", "real tokens", "epochs", "asked", "realised", "difference, points", *phases]
-    return table(head, rows, "Mixture asked and realised", "wide")
 
 
 def evaluated_losses(evaluation: dict[str, Any]) -> dict[str, float]:

@@ -106,6 +106,14 @@ def test_keys_that_differ_are_shown_but_for_the_name(page: str) -> None:
     assert "run_name" not in text.partition("What differs between")[2]
 
 
+def test_mixtures_asked_and_drawn_stand_side_by_side(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one"), tmp_path / "other"
+    run_folder(other, [train_line(1, mixture={"books": 1.0})], config="run_name: other\n")
+    text = text_of(report([one, other], None).read_text())
+    assert "run code prose science books" in text
+    assert "one 50.0% → 50.0% 25.0% → 25.0% 25.0% → 25.0% other &ndash; → 100.0%" in text
+
+
 def test_table_has_a_value_where_a_run_reaches_and_none_where_it_does_not(page: str) -> None:
     [table] = re.findall(r'aria-label="Training loss, as a table">(.*?)</table>', page, re.S)
     one, two = re.findall(r"<tr><td>(.*?)</tr>", table)
