@@ -277,16 +277,19 @@ def _table_label(figure: Figure, about: str) -> str:
 
 
 def _table_by_curve(figure: Figure, curves: Sequence[Curve]) -> str:
-    """Write a row for each curve: its value after equally many slots, its lowest, highest, last."""
+    """Write a row for each curve: as drawn after equally many slots and at its end, and its lowest
+    and highest."""
     known = {n: [b for b in c.buckets if c.key in b.spreads] for n, c in enumerate(curves)}
     most = max(buckets[-1].tokens[1] for buckets in known.values())
     places = [most * (n + 1) / TABLE_PLACES for n in range(TABLE_PLACES - 1)]
     rows = []
     for n, curve in enumerate(curves):
         spreads = [bucket.spreads[curve.key] for bucket in known[n]]
-        values = [_value_at(known[n], curve, place) for place in places]
+        drawn = [point for segment in _lines(curve, "tokens")[0].segments for point in segment]
+        first, last = known[n][0].tokens[0], known[n][-1].tokens[1]
+        values = [_value_at(drawn, x) if first <= x <= last else None for x in places]
         values += [min(s.low for s in spreads) * curve.scale]
-        values += [max(s.high for s in spreads) * curve.scale, spreads[-1].mean * curve.scale]
+        values += [max(s.high for s in spreads) * curve.scale, drawn[-1][1]]
         rows.append(
             [
                 f"{key(curve.style)}{escape(curve.label)}",
@@ -297,17 +300,8 @@ def _table_by_curve(figure: Figure, curves: Sequence[Curve]) -> str:
     return table(head, rows, _table_label(figure, ""), "named")
 
 
-def _value_at(buckets: Sequence[Bucket], curve: Curve, tokens: float) -> float | None:
-    """Return the value at a number of slots, between its neighbours' means; None where the curve
-    does not reach."""
-    before = [b for b in buckets if b.tokens[0] <= tokens]
-    after = [b for b in buckets if b.tokens[1] >= tokens]
-    if not before or not after:
-        return None
-    (x0, a), (x1, b) = (
-        (_middle(bucket, "tokens"), bucket.spreads[curve.key].mean * curve.scale)
-        for bucket in (before[-1], after[0])
-    )
-    if not x0 < tokens < x1:
-        return a if abs(tokens - x0) <= abs(tokens - x1) else b
-    return a + (b - a) * (tokens - x0) / (x1 - x0)
+def _value_at(points: Sequence[Point], x: float) -> float:
+    """Return a curve's value, between two of its points where it has none."""
+    (x0, a) = max((p for p in points if p[0] <= x), default=points[0])
+    (x1, b) = min((p for p in points if p[0] >= x), default=points[-1])
+    return a if x1 <= x0 else a + (b - a) * (x - x0) / (x1 - x0)
