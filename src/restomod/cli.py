@@ -202,8 +202,15 @@ def main() -> int:
     )
     launch.add_argument("--dry-run", action="store_true", help="show what would be submitted")
 
-    report = command("report", _report, "write a run's report.html")
-    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    report = command(
+        "report", _report, "write the page of a run, of several side by side, or of a sweep"
+    )
+    report.add_argument(
+        "run", nargs="+", type=Path, metavar="RUN", help="run folders, or one sweep's folder"
+    )
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="page to write; beside what it shows by default"
+    )
 
     arguments, rest = parser.parse_known_args()
     if rest and (not hasattr(arguments, "recipe") or any(word.startswith("-") for word in rest)):
@@ -504,7 +511,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from restomod.tools.report import write_report
+    from restomod.tools.reports import report
 
-    sys.stdout.write(f"{write_report(arguments.run)}\n")
+    sys.stdout.write(f"{report(arguments.run, arguments.out)}\n")
     return 0
