@@ -8,6 +8,8 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
+SAVES = "saves after this step and stops; Ctrl-C once more ends it at once\n"
+
 
 class Stopped(BaseException):
     """Ends what was asked to stop and has saved; no Exception, so that nothing on the way takes it

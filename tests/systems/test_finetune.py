@@ -16,7 +16,7 @@ import yaml
 
 from restomod.errors import UserError
 from restomod.finetune.config import load_finetune
-from restomod.finetune.grid import check_task, run_grid
+from restomod.finetune.grid import check_data, check_task, run_grid
 from restomod.finetune.run import describe, finetune
 from restomod.interrupts import Interrupts, Stopped
 from restomod.prepare.atomic import read_json
@@ -198,27 +198,28 @@ def test_a_grid_keeps_the_best_point_and_goes_on(place, tmp_path):
         write(tmp_path / "data" / "glue" / task / f"{name}.jsonl", parts[:40])
     grid = {"training.lr": [1e-6, FAST["lr"]]}
     tasks = glue()["tasks"]
-    interrupts = Interrupts()
+    out, data_dir, stop = tmp_path / "out", tmp_path / "data", Interrupts()
 
     def search(name: str, model: Path):
-        settings = dict(tasks[name]["finetune"]["settings"])
+        settings = {**tasks[name]["finetune"]["settings"], "max_tokens": 64}
         settings["training"] = {**FAST, "epochs": 2}
-        settings["max_tokens"] = 64
-        out = tmp_path / "out" / name
-        return run_grid(name, settings, grid, model, out, [1, 2], interrupts, tmp_path / "data")
+        return run_grid(name, settings, grid, model, out / name, [1, 2], stop, data_dir)
 
+    for name in ("mnli", "rte"):
+        check_data(name, tasks[name]["finetune"]["settings"], tmp_path / "data")
+    with pytest.raises(UserError, match=r"task sst2: .*: has no folder sst2; folders there: mnli"):
+        check_data("sst2", tasks["sst2"]["finetune"]["settings"], tmp_path / "data")
     first = search("mnli", place / "model")
     assert first.point == {"training.lr": FAST["lr"]}
     assert [score.seed for score in first.scores] == [1, 2]
     assert all(score.value > 0.8 for score in first.scores)
     assert first.tried[0][1] < first.tried[1][1]
-    assert [p.parent.name for p in (tmp_path / "out" / "mnli").glob("*/model")] == ["lr=0.005"]
-    again = search("mnli", place / "model")  # finds all of it done
-    assert again == first
+    assert [p.parent.name for p in (out / "mnli").glob("*/model")] == ["lr=0.005"]
+    assert search("mnli", place / "model") == first  # finds all of it done
     second = search("rte", first.model)
     begun = read_json(second.model.parent / "config.json")
     assert begun["source"] == str(first.model.resolve())
-    assert read_json(tmp_path / "out" / "rte" / "grid.json")["best"] == second.point
+    assert read_json(out / "rte" / "grid.json")["best"] == second.point
 
 
 def glue() -> dict:

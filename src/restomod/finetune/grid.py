@@ -19,6 +19,7 @@ from typing import Any
 
 from restomod.errors import UserError
 from restomod.finetune.config import FinetuneConfig, load_finetune
+from restomod.finetune.data import load_tables
 from restomod.finetune.run import MODEL, Score, finetune
 from restomod.interrupts import Interrupts
 from restomod.prepare.atomic import write_json
@@ -105,6 +106,18 @@ def check_task(name: str, settings: Mapping[str, Any], grid: Mapping[str, Sequen
             raise UserError(f"task {name}: grid: {key}: is no list of values")
         for value in values:
             _config(name, {**_dotted(settings), key: value, "model": "model", "out": "out"})
+
+
+def check_data(name: str, settings: Mapping[str, Any], data_dir: Path | None) -> None:
+    """Raise UserError if a task's data is not to be had: before other tasks are trained for
+    hours."""
+    plain = _dotted(settings)
+    plain["data.path"] = _place(str(plain.get("data.path", "")), data_dir)
+    config = _config(name, {**plain, "model": "model", "out": "out"})
+    try:
+        load_tables(config.data)
+    except UserError as error:
+        raise UserError(f"task {name}: {error}") from error
 
 
 def _run(name: str, config: FinetuneConfig, interrupts: Interrupts) -> list[Score]:
