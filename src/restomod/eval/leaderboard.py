@@ -10,33 +10,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from restomod.tools import pages
 from restomod.tools.charts import Line, Plot, si, svg, x_axis
-from restomod.tools.report_figures import table
+from restomod.tools.markup import table
+from restomod.tools.pages import Page, Part, write_page
 
-HTML = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{name}: leaderboard</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-  <p class="eyebrow">restomod eval</p>
-  <h1>{name}</h1>
-  <p class="summary">{summary}</p>
-</header>
-<main>
-{sections}
-</main>
-</body>
-</html>
-"""
 COLOURS = 8
 
 
@@ -49,18 +26,16 @@ def write_leaderboard(results: dict[str, Any], path: Path) -> Path:
     figures = "".join(
         _figure(n, name, task, models) for n, (name, task) in enumerate(tasks.items())
     )
-    parts = [
-        ("Tasks over tokens", f'<div class="charts">{figures}</div>'),
-        ("All scores", _scores(results, models, tasks)),
-    ]
-    page = HTML.format(
-        name=escape(f"Suite {results['suite']}"),
-        style=pages.style(),
-        summary=escape(f"{results['description']} {results['note']} Made by: {results['command']}"),
-        sections="".join(f"<section><h2>{title}</h2>{body}</section>" for title, body in parts),
+    page = Page(
+        "eval",
+        f"Suite {results['suite']}",
+        [escape(text) for text in (results["description"], results["note"], results["command"])],
+        [
+            Part("tasks", "Tasks over tokens", f'<div class="charts">{figures}</div>'),
+            Part("scores", "All scores", _scores(results, models, tasks)),
+        ],
     )
-    pages.write_page(path, page)
-    return path
+    return write_page(path, page)
 
 
 def curves(
