@@ -13,7 +13,7 @@ import numpy as np
 
 from restomod.eval.items import LabelledItems
 
-INVERSE_PENALTIES = (0.01, 0.1, 1.0, 10.0)
+INVERSE_PENALTIES = (0.01, 0.1, 1.0)
 FOLDS = 3
 
 

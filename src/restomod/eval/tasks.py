@@ -21,6 +21,7 @@ from restomod.eval.results import TaskScores
 from restomod.eval.retrieval import score_retrieval
 from restomod.eval.suite import ClassificationTask, RetrievalTask, Suite
 
+PROBE = ", probe"
 Scores = dict[str, list[dict[str, np.ndarray]]]
 """System -> for each seed, metric -> [queries]."""
 
@@ -60,7 +61,8 @@ def run_classification(
     systems: list[System],
     packages: Packages | None,
 ) -> TaskScores:
-    """Score logistic regression on every system's features."""
+    """Score logistic regression on every system's features, but probes: they are linear maps, which
+    the regression finds itself."""
     folder = Path(suite.data_dir) / task.folder
     if task.folder and task.optional and not folder.is_dir():
         return TaskScores(name, "classification", {}, skipped=f"{folder} is not there")
@@ -73,7 +75,7 @@ def run_classification(
         items = labelled_items(folder, task.most)
     scores: Scores = {}
     for system in systems:
-        for encoder in system.encoders:
+        for encoder in [] if system.name.endswith(PROBE) else system.encoders:
             how = Reading(items.train_texts)
             train, test = (
                 encoder.encode(texts, how) for texts in (items.train_texts, items.test_texts)

@@ -32,7 +32,7 @@ def sections(text: str) -> list[tuple[str, str]]:
 
 def plain(heading: str) -> str:
     """Return a heading without markup."""
-    heading = LINK.sub(r"\1", heading)
+    heading = LINK.sub(r"\1", LINK.sub(r"\1", heading))  # twice: badges are pictures in links
     return " ".join(re.sub(r"<[^>]*>|[`*_#|]", " ", heading).split())
 
 
