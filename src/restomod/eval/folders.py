@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,9 @@ def retrieval_items(folder: Path, split: str) -> RetrievalItems:
     )
 
 
-def labelled_items(folder: Path, most: int) -> LabelledItems:
-    """Return a folder of labelled texts as items, `most` of each part in the order of a hash."""
+def labelled_items(folder: Path, most: int, labels: Mapping[str, str]) -> LabelledItems:
+    """Return a folder of labelled texts as items, `most` of each part in the order of a hash;
+    `labels` are those of folders whose names are none."""
     train, test = folder / "train.jsonl", folder / "test.jsonl"
     if train.is_file() and test.is_file():
         parts = [
@@ -82,18 +83,19 @@ def labelled_items(folder: Path, most: int) -> LabelledItems:
             for path in (train, test)
         ]
     else:
-        files = sorted(path for path in folder.glob("*/*") if path.is_file())
+        files = sorted(folder.glob("*/*.txt"))
         if not files:
             raise UserError(
                 f"{folder}: expected train.jsonl and test.jsonl of {{text, label}}, or folders "
-                "named for labels with a text a file"
+                "named for labels with a .txt file a text"
             )
         parts = [[], []]
         for path in files:
             name = path.relative_to(folder).as_posix()
             is_test = hash_key("test", name)[0] % TEST_SHARE == 0
             text = path.read_text(encoding="utf-8", errors="replace")
-            parts[is_test].append((name, text, path.parent.name))
+            label = labels.get(path.parent.name, path.parent.name)
+            parts[is_test].append((name, text, label))
     train_part, test_part = (
         sorted(part, key=lambda row: hash_key(row[0], row[1]))[:most] for part in parts
     )

@@ -52,8 +52,10 @@ class ClassificationTask:
     offline: str = field(default="", metadata={"choices": ("", "origin")})
     """origin: which package a function comes from, other files of it being known."""
     folder: str = ""
-    """Or a folder: train.jsonl and test.jsonl of {"text", "label"}, or text files in folders named
+    """Or a folder: train.jsonl and test.jsonl of {"text", "label"}, or .txt files in folders named
     for their labels, of which a third is for the test."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Labels of the folders whose names are none."""
     most: int = 2000
     """Texts of each part, at most."""
     optional: bool = False

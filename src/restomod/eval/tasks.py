@@ -72,7 +72,7 @@ def run_classification(
         assert isinstance(found, LabelledItems)
         items = found
     else:
-        items = labelled_items(folder, task.most)
+        items = labelled_items(folder, task.most, task.labels)
     scores: Scores = {}
     for system in systems:
         for encoder in [] if system.name.endswith(PROBE) else system.encoders:

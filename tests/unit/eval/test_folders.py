@@ -60,24 +60,28 @@ def test_labelled_texts_in_folders_are_divided_the_same_way_every_time(tmp_path)
             path = tmp_path / label / f"{n}.txt"
             path.parent.mkdir(exist_ok=True)
             path.write_text(f"{label} number {n}")
-    items = labelled_items(tmp_path, 100)
+    items = labelled_items(tmp_path, 100, {})
     assert len(items.train_texts) + len(items.test_texts) == 60
     assert 10 <= len(items.test_texts) <= 30
     assert not set(items.train_texts) & set(items.test_texts)
     for text, label in zip(items.test_texts, items.test_labels, strict=True):
         assert text.startswith(label)
-    few = labelled_items(tmp_path, 12)
+    (tmp_path / "ham" / "0.json").write_text("spam that tells its label")
+    assert labelled_items(tmp_path, 100, {}) == items
+    both = labelled_items(tmp_path, 100, {"ham": "fine"})
+    assert set(both.train_labels) == {"fine", "spam"}
+    few = labelled_items(tmp_path, 12, {})
     assert few.train_texts == items.train_texts[:12]
 
 
 def test_labelled_texts_in_files_keep_their_split(tmp_path):
     lines(tmp_path / "train.jsonl", [{"text": f"t{n}", "label": n % 2} for n in range(4)])
     lines(tmp_path / "test.jsonl", [{"text": "x", "label": 1}])
-    items = labelled_items(tmp_path, 10)
+    items = labelled_items(tmp_path, 10, {})
     assert sorted(items.train_texts) == ["t0", "t1", "t2", "t3"]
     assert (items.test_texts, items.test_labels) == (["x"], ["1"])
     lines(tmp_path / "train.jsonl", [{"text": "t", "label": 1}])
     with pytest.raises(UserError, match="texts of two labels"):
-        labelled_items(tmp_path, 10)
+        labelled_items(tmp_path, 10, {})
     with pytest.raises(UserError, match=r"expected train\.jsonl and test\.jsonl"):
-        labelled_items(tmp_path / "nowhere", 10)
+        labelled_items(tmp_path / "nowhere", 10, {})
