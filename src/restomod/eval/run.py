@@ -105,10 +105,10 @@ def run_suite(request: Request) -> str:
     suite = load_suite(request.suite)
     suite.seeds = request.seeds or suite.seeds
     models = models_of(request)
-    chosen = _baseline_model(request, suite)
+    chosen = _baseline_model(request, suite, models)
     out = request.out or run_of(models[0].path) / "evaluations" / suite.name
     check_finetune(suite)
-    judged = [*models, *([chosen] if chosen else [])]
+    judged = [*models, *([chosen] if chosen and chosen not in models else [])]
     contestants = _contestants(suite, judged)
     contestants.tuning = FinetuneTasks(suite, {m.name: m.path for m in judged}, out)
     name = chosen.name if chosen else BASELINE_NAMES.get(request.baseline or "random", "")
@@ -185,9 +185,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _baseline_model(request: Request, suite: Suite) -> Model | None:
-    """Return the model that --baseline names by a path; None for the name of a baseline, which is
-    added to the suite's."""
+def _baseline_model(request: Request, suite: Suite, models: Sequence[Model]) -> Model | None:
+    """Return the model that --baseline names by a path, perhaps one of `models`; None for the name
+    of a baseline, which is added to the suite's."""
     if not request.baseline or request.baseline in BASELINE_NAMES:
         if request.baseline and request.baseline not in suite.baselines:
             suite.baselines.append(request.baseline)
@@ -196,6 +196,9 @@ def _baseline_model(request: Request, suite: Suite) -> Model | None:
     if not path.is_dir():
         known = ", ".join(BASELINE_NAMES)
         raise UserError(f"--baseline {request.baseline}: no such folder, and none of {known}")
+    for model in models:
+        if model.path.resolve() == path.resolve():
+            return model
     return Model(path, f"baseline {path.resolve().name}")
 
 

@@ -76,6 +76,7 @@ class MtebTask:
     subset: str = "default"
     """Of a task with languages."""
     split: str = "test"
+    """Which queries are judged."""
 
 
 @dataclass
