@@ -8,8 +8,9 @@ import pytest
 
 from restomod.errors import UserError
 from restomod.eval.items import LabelledItems
-from restomod.eval.offline.build import offline_items, other_pairs
-from restomod.eval.offline.packages import choose_packages, find_corpus
+from restomod.eval.offline.build import Candidate, distinct, offline_items, other_pairs, spread
+from restomod.eval.offline.packages import Packages, Seen, choose_packages, find_corpus
+from restomod.harvest.heldout import line_hashes
 from restomod.harvest.installed import find_sources
 from tests.installed import described, install, readme
 
@@ -48,6 +49,41 @@ def test_only_what_the_corpus_held_out_is_used(packages, corpus):
     assert names
     assert packages.training
     assert not names & packages.training
+
+
+LINES = [f"the line of number {n} is long enough to count" for n in range(20)]
+
+
+def candidate(number, query, *lines):
+    text = "\n".join(LINES[n] for n in lines)
+    return Candidate(f"pack{number % 2}", f"{number}.py", "f", query, text, text)
+
+
+def test_what_has_no_single_answer_or_is_known_is_dropped_and_counted():
+    seen = Seen(frozenset(line_hashes("\n".join(LINES[10:12]))))
+    packages = Packages((), frozenset(), seen, "", "")
+    candidates = [
+        candidate(0, "Find the first", 0, 1, 2),
+        candidate(1, "Twice", 3, 4),
+        candidate(2, "twice", 5, 6),
+        candidate(3, "Half of it was trained on", 10, 11, 7, 8),
+        candidate(4, "A third of it was trained on", 10, 9, 13),
+    ]
+    kept, dropped = distinct(candidates, packages)
+    assert {c.query for c in kept} == {"Find the first", "A third of it was trained on"}
+    assert dropped == {"the question stands more than once": 2, "repeats training text": 1}
+    nearly = [candidate(5, "One", 0, 1, 2, 3), candidate(6, "Other", 0, 1, 14, 15)]
+    kept, dropped = distinct(nearly, packages)
+    assert len(kept) == 1
+    assert dropped == {"nearly another item": 1}
+
+
+def test_no_package_gives_more_than_a_tenth():
+    many = [candidate(n, f"Ask {n}", n % 20) for n in range(0, 200, 2)]
+    few = [candidate(n, f"Ask {n}", n % 20) for n in range(1, 9, 2)]
+    chosen = spread([*many, *few], 80)
+    assert [c.distribution for c in chosen].count("pack0") == 8
+    assert len(chosen) == 12
 
 
 def test_questions_have_one_answer_and_repeat_no_training_text(packages, tmp_path):
