@@ -413,13 +413,16 @@ def _eval(arguments: argparse.Namespace) -> int:
 
         sys.stdout.write(evaluate_run(arguments.models[0]))
         return 0
+    from restomod.eval.suite import load_suite
+
+    suite = load_suite(arguments.suite)  # mistakes show before torch is imported
     from restomod.eval.run import Request, run_suite
     from restomod.interrupts import Stopped
     from restomod.train.stopping import REQUEUE_CODE
 
     request = Request(
         arguments.models,
-        arguments.suite,
+        suite,
         shlex.join(["restomod", *sys.argv[1:]]),
         arguments.baseline,
         arguments.seeds,

@@ -39,7 +39,7 @@ from restomod.eval.mteb_tasks import MissingData, run_mteb
 from restomod.eval.offline.build import other_pairs
 from restomod.eval.offline.packages import Packages, choose_packages
 from restomod.eval.results import TaskScores, markdown, summarise
-from restomod.eval.suite import Suite, SuiteTask, load_suite
+from restomod.eval.suite import Suite, SuiteTask
 from restomod.eval.tasks import run_classification, run_retrieval
 from restomod.eval.treatments import probe, whitening
 from restomod.harvest.installed import find_sources
@@ -80,7 +80,7 @@ class Request:
     """What the command line asks for."""
 
     paths: list[Path]
-    suite: str
+    suite: Suite
     command: str
     baseline: str = ""
     """Name of a baseline, or a model's path; random, or the suite's first, by default."""
@@ -102,7 +102,7 @@ class Contestants:
 def run_suite(request: Request) -> str:
     """Run the suite, write the results, return what to print."""
     started = time.monotonic()
-    suite = load_suite(request.suite)
+    suite = request.suite
     suite.seeds = request.seeds or suite.seeds
     models = models_of(request)
     chosen = _baseline_model(request, suite, models)
