@@ -125,8 +125,8 @@ def step_memory(
 
 
 def moments_per_parameter(recipe: Recipe, vocab_size: int) -> float:
-    """Return how many moments the optimizer keeps of a parameter, in the mean: StableAdamW two,
-    Muon one of a layer's and the head's matrices."""
+    """Return how many moments the optimizer keeps of a parameter, in the mean: AdamW and
+    StableAdamW two, Muon one of a layer's and the head's matrices."""
     if recipe.optimizer.name != "muon":
         return 2.0
     model = recipe.model

@@ -6,6 +6,7 @@ from torch import nn
 
 from restomod.config import OptimizerConfig
 from restomod.model.encoder import MaskedLM
+from restomod.optim.adamw import AdamW
 from restomod.optim.muon import Muon
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 
@@ -30,6 +31,15 @@ def build_optimizer(model: MaskedLM, config: OptimizerConfig, compiled: bool) ->
             betas=betas,
             eps=config.eps,
             compiled=compiled,
+        )
+    if config.name == "adamw":
+        return AdamW(
+            parameter_groups(model, config.weight_decay),
+            lr=config.lr,
+            lr_max=config.lr,
+            clip_norm=config.clip_norm,
+            betas=betas,
+            eps=config.eps,
         )
     return StableAdamW(
         parameter_groups(model, config.weight_decay),
