@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from restomod.config import Recipe
+from restomod.config import Recipe, StreamConfig
 from restomod.data.mlm import mask_rate
+from restomod.data.shards import ShardedDataset
 from restomod.optim.schedules import decay_of_weights, peak_lr, step_factor
 from restomod.recipe import load_recipe
 from restomod.timeline import Timeline
@@ -76,6 +83,25 @@ def test_a_recipe_trains_through_all_its_phases(path: Path, trained: Path) -> No
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert not any(line["skipped_steps"] for line in lines)
     check_schedules(toy, lines)
+
+
+def test_the_command_in_ettins_head_makes_an_index_of_nested_folders(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    nested = tmp_path / "raw" / "ettin-decay-data" / "train"
+    for n, stream in enumerate(("code", "prose")):
+        shutil.copytree(tiny.folder / "mds" / stream, nested / stream / f"split_{n}")
+    head = next(path for path in SHIPPED if path.stem == "ettin-17m").read_text()
+    (command,) = re.findall(r"^#   (python -c .*)$", head, re.MULTILINE)
+    words = [sys.executable, *shlex.split(command)[1:]]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    whole = [ShardedDataset("s", StreamConfig(path=str(folder)), tmp_path) for folder in (
+        nested, *(tiny.folder / "mds" / stream for stream in ("code", "prose"))
+    )]  # fmt: skip
+    assert whole[0].documents == whole[1].documents + whole[2].documents
+    last = len(whole[0].shard_documents) - 1
+    theirs = len(whole[2].shard_documents) - 1
+    assert np.array_equal(whole[0].tokens(last, 0), whole[2].tokens(theirs, 0))
 
 
 def check_schedules(toy: Recipe, lines: list[dict]) -> None:
