@@ -119,7 +119,8 @@ class OptimizerConfig:
     """How weights are updated; the defaults are ModernBERT-base's (paper, table 3)."""
 
     name: str = field(
-        default="stable_adamw", metadata={"choices": ("stable_adamw", "adamw", "muon")}
+        default="stable_adamw",
+        metadata={"choices": ("stable_adamw", "adamw", "muon"), "extends": True},
     )
     """stable_adamw; adamw: the same without its clip of each tensor's update; or muon: steps along
     the orthogonalised momentum of the layers' matrices and the head's, at the same learning rate;
@@ -138,6 +139,8 @@ class OptimizerConfig:
     it; 0 clips none."""
     momentum: float = 0.95
     """Decay rate of Muon's momentum."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of an optimizer of the user's own."""
 
 
 @dataclass
