@@ -173,7 +173,14 @@ def main() -> int:
     sweep.add_argument("--on", choices=("local", "slurm"), default="local", help="local by default")
     sweep.add_argument("--jobs", type=_positive, default=1, help="trials at a time; 1 by default")
     sweep.add_argument(
-        "--sbatch", default="", metavar="OPTIONS", help="sbatch's, as --sbatch='-p gpu'"
+        "--profile",
+        default="",
+        metavar="FILE",
+        help="the cluster's facts, as `restomod launch` takes them; launchers/profiles/slurm.yaml "
+        "if it is there",
+    )
+    sweep.add_argument(
+        "--sbatch", default="", metavar="OPTIONS", help="sbatch's, as --sbatch='--gres=gpu:1'"
     )
     sweep.add_argument("--json", action="store_true", help="the trials as one JSON object")
     launch = command("launch", _launch, "run a recipe on the nodes of a cluster")
@@ -320,12 +327,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from restomod.recipe import load_recipe
+    from restomod.strict import split_words
     from restomod.tools.plan import make_plan
     from restomod.tools.plan_parts import target
 
     aim = target(arguments, NODE_RANKS)
-    recipe = _read(arguments.recipe, aim.ranks, aim.node_ranks)
-    plan = make_plan(recipe, aim)
+    plan = make_plan(load_recipe(*split_words(arguments.recipe)), aim)
     sys.stdout.write(plan.text())
     if arguments.html:
         from restomod.tools.plan_page import write_page
@@ -436,18 +444,22 @@ def _top(arguments: argparse.Namespace) -> int:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     _set_up_process()
-    from restomod.sweep.jobs import Jobs, LocalJobs
+    from restomod.launch.profile import default_profile, load_profile
+    from restomod.sweep.jobs import Jobs, LocalJobs, Setting
     from restomod.sweep.run import run_sweep
     from restomod.sweep.slurm import SlurmJobs
 
     here, count = arguments.on == "local", arguments.jobs
-    if here and arguments.sbatch:
-        raise UserError("--sbatch: nothing reads it without --on slurm")
+    for option in ("sbatch", "profile"):
+        if here and getattr(arguments, option):
+            raise UserError(f"--{option}: nothing reads it without --on slurm")
+    path = arguments.profile or default_profile("slurm")
+    profile = load_profile(path) if path and not here else None
 
-    def jobs(environment: dict[str, str]) -> Jobs:
+    def jobs(setting: Setting) -> Jobs:
         if here:
-            return LocalJobs(count, environment)
-        return SlurmJobs(shlex.split(arguments.sbatch), environment)
+            return LocalJobs(count, setting.environment)
+        return SlurmJobs(setting, profile, shlex.split(arguments.sbatch), count)
 
     return run_sweep(arguments.file, count, arguments.json, sys.stdout.write, jobs, here)
 

@@ -47,6 +47,13 @@ def load_recipe(paths: list[str | Path], overrides: list[str] | None = None) -> 
 def check_world(recipe: Recipe, world_size: int, node_ranks: int | None = None) -> None:
     """Raise UserError where the lanes, a phase's batch or the model cannot be shared by
     `world_size` ranks, of which a node runs `node_ranks` (None: all of them)."""
+    problems = world_problems(recipe, world_size, node_ranks)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def world_problems(recipe: Recipe, world_size: int, node_ranks: int | None = None) -> list[str]:
+    """Return what `check_world` refuses."""
     problems = []
     shards = recipe.parallel.shards(world_size, node_ranks or world_size)
     if world_size % shards:
@@ -84,8 +91,7 @@ def check_world(recipe: Recipe, world_size: int, node_ranks: int | None = None) 
                 f"{math.gcd(*phase.batches.distinct)} rows (a smaller micro-batch helps), or, for "
                 f"a new run, first_rows and increment_rows that are multiples of {unit}"
             )
-    if problems:
-        raise UserError("\n".join(problems))
+    return problems
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -94,6 +94,11 @@ class SweepFile:
     metrics: Any = field(default=None, metadata=WANDBS_ONLY)
     scheduler: Any = field(default=None, metadata=WANDBS_ONLY)
 
+    @property
+    def foreseen(self) -> bool:
+        """Whether no trial depends on how others went."""
+        return self.method != "bayes" and self.early_terminate is None
+
     def run_name(self, number: int) -> str:
         """Return a trial's run_name: the same whenever it runs."""
         return f"{self.name}-{number:03d}"

@@ -2,7 +2,7 @@
 
 In: a sweep file and its folder. Out: trials, and what became of them. Optuna draws the values
 (grid, random, TPE) and judges trials that may be stopped early; all else that must outlive the
-process (how a trial ended, its Slurm job) is kept in the journal as well.
+process (how a trial ended) is kept in the journal as well.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Trial:
     note: str
     """Why the trial ended as it did."""
     facts: dict[str, Any]
-    """What else was noted: steps, time_s, readings, job."""
+    """What else was noted: steps, time_s, readings."""
 
 
 class _Grid(GridSampler):
