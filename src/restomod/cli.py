@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restomod.errors import UserError
+from restomod.interrupts import SAVES, Interrupts, Stopped
 from restomod.train.launch import adopt_launcher, leave_code
+from restomod.train.stopping import REQUEUE_CODE
 
 if TYPE_CHECKING:
     from restomod.config import Recipe
@@ -119,6 +121,11 @@ def main() -> int:
     evaluate = command("eval", _eval, "evaluate a run's newest checkpoint on its held-out data")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
+    finetune = command(
+        "finetune", _finetune, "fine-tune a model on labelled data; the same command goes on"
+    )
+    finetune.add_argument("recipe", nargs="+", metavar="CONFIG.yaml|key=value", help=RECIPE_HELP)
+
     average = command("average", _average, "average the weights of a run's checkpoints")
     average.add_argument("run", type=Path, metavar="RUN", help="run folder")
     which = average.add_mutually_exclusive_group()
@@ -201,8 +208,15 @@ def main() -> int:
     )
     launch.add_argument("--dry-run", action="store_true", help="show what would be submitted")
 
-    report = command("report", _report, "write a run's report.html")
-    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    report = command(
+        "report", _report, "write the page of a run, of several side by side, or of a sweep"
+    )
+    report.add_argument(
+        "run", nargs="+", type=Path, metavar="RUN", help="run folders, or one sweep's folder"
+    )
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="page to write; beside what it shows by default"
+    )
 
     arguments, rest = parser.parse_known_args()
     if rest and (not hasattr(arguments, "recipe") or any(word.startswith("-") for word in rest)):
@@ -220,6 +234,10 @@ def _guarded(run: Callable[[], int]) -> int:
         if error.alone or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return 2
+    except Stopped as stop:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        sys.stderr.write(f"{stop}; the same command goes on:\n  {command}\n")
+        return 130 if stop.reason == "SIGINT" else REQUEUE_CODE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -371,6 +389,21 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _finetune(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.finetune.config import load_finetune
+    from restomod.strict import split_words
+
+    config = load_finetune(*split_words(arguments.recipe))
+    from restomod.finetune.run import describe, finetune
+
+    command = shlex.join(["restomod", "finetune", *arguments.recipe])
+    with Interrupts(SAVES).listening() as interrupts:
+        scores = finetune(config, interrupts, command)
+    sys.stdout.write(describe(config, scores))
+    return 0
+
+
 def _average(arguments: argparse.Namespace) -> int:
     _set_up_process()
     from restomod.tools.runs import run_recipe
@@ -484,7 +517,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from restomod.tools.report import write_report
+    from restomod.tools.reports import report
 
-    sys.stdout.write(f"{write_report(arguments.run)}\n")
+    sys.stdout.write(f"{report(arguments.run, arguments.out)}\n")
     return 0

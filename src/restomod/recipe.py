@@ -105,8 +105,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return {dotted key: leaf} of a recipe or its plain form; phases are keyed by name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = {item.get("name", str(n)): item for n, item in enumerate(value)}
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        value = {str(item.get("name", n)): item for n, item in enumerate(value)}
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}

@@ -6,19 +6,17 @@ that ran stopped and saved. `run.py` calls this.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from restomod.errors import UserError
+from restomod.interrupts import Interrupts
 from restomod.recipe import load_recipe
 from restomod.strict import split_words
 from restomod.sweep.file import SweepFile
@@ -56,27 +54,6 @@ class Running:
     """Readings that were looked at."""
     worse: bool = False
     """Whether it was told to stop for good."""
-
-
-class Interrupts:
-    """Notes SIGTERM and Ctrl-C; a second Ctrl-C ends the process."""
-
-    def __init__(self) -> None:
-        self.asked = ""
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[Interrupts]:
-        before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
 
 
 class Control:

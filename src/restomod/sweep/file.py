@@ -20,6 +20,8 @@ from restomod.sweep.space import WANDBS_ONLY, Parameter, impossible_parameter
 MACROS = ("${env}", "${interpreter}", "${program}", "${args_no_hyphens}")
 """Words of `command` that W&B's agent and we replace."""
 METRIC = re.compile(r"train/\w+|eval/[^/]+/(loss|accuracy)")
+COPY = "sweep.yaml"
+"""In a sweep's folder: the file that its trials were drawn from."""
 OURS = ("run_name", "runs_dir")
 """Recipe keys that tell trials apart, which no parameter may set."""
 

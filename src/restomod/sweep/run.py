@@ -17,20 +17,19 @@ import yaml
 
 from restomod.config import Recipe
 from restomod.errors import UserError
+from restomod.interrupts import Interrupts
 from restomod.recipe import load_recipe
 from restomod.strict import split_words
-from restomod.sweep.control import Control, Interrupts
-from restomod.sweep.file import SweepFile, load_sweep
+from restomod.sweep.control import Control
+from restomod.sweep.file import COPY, SweepFile, load_sweep
 from restomod.sweep.jobs import Jobs, Setting
-from restomod.sweep.page import PAGE, write_page
+from restomod.sweep.page import PAGE, write_sweep_page
 from restomod.sweep.study import DONE, Study, draws
 from restomod.sweep.table import as_json, text_table
 from restomod.train.stopping import REQUEUE_CODE
 
 log = logging.getLogger(__name__)
 
-COPY = "sweep.yaml"
-"""The sweep file that a folder's trials were drawn from."""
 FREE = ("description", "run_cap", "project", "entity")
 """What may change when a sweep goes on."""
 PROBES = 16
@@ -97,7 +96,7 @@ def _setting(sweep: SweepFile, base: Recipe, folder: Path) -> Setting:
 
 
 def _write_page(sweep: SweepFile, study: Study, folder: Path) -> None:
-    write_page(sweep, study.trials(), folder)
+    write_sweep_page(sweep, study.trials(), folder)
 
 
 def _base(sweep: SweepFile, path: Path) -> Recipe:

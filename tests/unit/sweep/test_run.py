@@ -1,5 +1,6 @@
 """A whole sweep over jobs that only write what a run would write."""
 
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from restomod import cli
 from restomod.errors import UserError
 from restomod.sweep import control
 from restomod.sweep.run import run_sweep
+from restomod.tools.reports import report
 from tests.conftest import Tiny
 
 EVALUATIONS = 6
@@ -382,3 +384,21 @@ def test_a_trial_that_was_judged_and_not_seen_to_stop_is_not_run_again(sweep, mo
     judged = next(trial for trial in told["trials"] if trial["state"] == "stopped early")
     assert judged["readings"] == 2
     assert Path(judged["run_folder"]).name not in stage.started
+
+
+def test_the_page_can_be_written_anew_while_another_process_has_the_sweep(sweep, tmp_path):
+    sweep(endings={1: "fails"})
+    folder = tmp_path / "rates"
+    written = (folder / "sweep.html").read_text()
+    (folder / "sweep.html").unlink()
+    journal = (folder / "optuna.journal").read_bytes()
+    with (folder / "optuna.journal").open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')  # of a process that is writing
+    with (folder / "sweep.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert report([folder], None) == folder / "sweep.html"
+    assert (folder / "sweep.html").read_text() == written
+    assert (folder / "optuna.journal").read_bytes().startswith(journal)
+    (folder / "optuna.journal").unlink()
+    with pytest.raises(UserError, match="journal cannot be read"):
+        report([folder], None)

@@ -158,7 +158,7 @@ def test_command_plans_for_gpus_without_torch(tiny, tmp_path):
             ["--gpus", "2", "parallel.shard_ranks=2", "parallel.strategy=ddp"],
             "parallel.shard_ranks",
         ),
-        (["--html", "/nowhere/plan.html"], "--html /nowhere/plan.html: cannot be written: No such"),
+        (["--html", "/nowhere/plan.html"], "/nowhere/plan.html: cannot be written: No such"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_message(
