@@ -63,7 +63,9 @@ def tags_of_spans(text: str, spans: Sequence[dict]) -> tuple[list[Span], list[st
         begin, end, label = span["start"], span["end"], span["label"]
         inside = [n for n, (a, b) in enumerate(words) if a < end and b > begin]
         if not (0 <= begin < end <= len(text)) or not inside:
-            raise ValueError(f"span {begin} to {end} ({label}) holds no word of the text")
+            raise ValueError(
+                f"span {begin} to {end} ({label}) lies outside the text or holds none of its words"
+            )
         if any(tags[n] != "O" for n in inside):
             raise ValueError(f"span {begin} to {end} ({label}) shares a word with another")
         for n in inside:

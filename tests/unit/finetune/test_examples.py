@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 
 from restomod.data.tokenizer import load_tokenizer
 from restomod.errors import UserError
-from restomod.finetune.config import FinetuneConfig
+from restomod.finetune.config import ColumnsConfig, FinetuneConfig
 from restomod.finetune.data import Table
 from restomod.finetune.examples import Example, make_examples, pack, truncate_pair, warn_of_template
 from tests.finetuning import sentences
@@ -53,8 +53,6 @@ def test_texts_and_pairs_get_the_tokens_that_transformers_gives_them(tiny, token
     data = examples(tokenizer, rows, max_tokens=20)
     for row, example in zip(rows, data.train, strict=True):
         assert example.ids.tolist() == theirs(row["text"], **limits).input_ids
-    from restomod.finetune.config import ColumnsConfig
-
     data = examples(tokenizer, rows, max_tokens=20, columns=ColumnsConfig(pair="other"))
     for row, example in zip(rows, data.train, strict=True):
         assert example.ids.tolist() == theirs(row["text"], row["other"], **limits).input_ids
@@ -74,6 +72,20 @@ def test_words_get_the_label_of_the_first_token_that_plain_text_gives_them(token
         token = tokenizer.backend.decode([int(batch["input_ids"][position])])
         assert token.strip()
         assert word.startswith(token.strip())
+
+
+def test_spans_of_characters_become_tags_of_first_tokens(tokenizer):
+    spans = [{"start": 5, "end": 9, "label": "X"}]
+    rows = [{"text": "coaa praa, co", "spans": spans}, {"text": "co", "spans": []}]
+    columns = ColumnsConfig(spans="spans")
+    data = examples(tokenizer, rows, task="tokens", columns=columns)
+    assert data.names == ["B-X", "O"]
+    assert data.train[0].labels.tolist() == [1, 0, 1, 1]
+    first = int(data.train[0].ids[data.train[0].firsts[1]])
+    assert tokenizer.backend.decode([first]).strip()[:1] == "p"
+    rows[1]["spans"] = [{"start": 1, "end": 9, "label": "X"}]
+    with pytest.raises(UserError, match=r"row 2: spans: span 1 to 9 .X. lies outside the text"):
+        examples(tokenizer, rows, task="tokens", columns=columns)
 
 
 def test_words_that_are_cut_off_have_no_token_and_texts_without_any_teach_nothing(tokenizer):

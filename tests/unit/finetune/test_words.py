@@ -115,8 +115,8 @@ def test_spans_become_tags_of_the_words_they_touch():
 @pytest.mark.parametrize(
     ("spans", "message"),
     [
-        ([(3, 4)], "holds no word"),
-        ([(0, 99)], "holds no word"),
+        ([(3, 4)], "holds none of its words"),
+        ([(0, 99)], "holds none of its words"),
         ([(0, 3), (2, 5)], "shares a word"),
     ],
 )
