@@ -15,6 +15,7 @@ from restomod.tools.markup import table
 from restomod.tools.pages import Page, Part, write_page
 
 COLOURS = 8
+RANDOM = "random init"
 
 
 def write_leaderboard(results: dict[str, Any], path: Path) -> Path:
@@ -41,11 +42,13 @@ def write_leaderboard(results: dict[str, Any], path: Path) -> Path:
 def curves(
     task: dict[str, Any], models: list[dict[str, Any]]
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, float]]:
-    """Return the points (slots, score) of the checkpoints by treatment, and what stays the same."""
+    """Return the points (slots, score) of the checkpoints by treatment, from random initialisation
+    at 0 on where it was scored, and the scores of the other systems."""
     metric = task["metric"]
     moving: dict[str, list[tuple[float, float]]] = {}
     constant: dict[str, float] = {}
     slots = {model["name"]: model["slots"] for model in models}
+    slots[RANDOM] = 0
     for name, entry in task["systems"].items():
         model, comma, treatment = name.partition(", ")
         score = entry["scores"][metric]
@@ -73,7 +76,7 @@ def _figure(number: int, name: str, task: dict[str, Any], models: list[dict[str,
     plot = Plot(
         f"task-{number}",
         f"{name} against token slots",
-        f"{words}. Dashed lines are baselines, which no checkpoint changes.",
+        f"{words}. At 0 is random initialisation. Dashed lines are baselines.",
         task["metric"],
         lines,
         x_axis("tokens", 0, last),

@@ -67,8 +67,10 @@ def test_the_table_shows_scores_errors_and_what_was_left_out(results):
 def test_checkpoints_are_drawn_over_tokens_and_baselines_as_levels(results, tmp_path):
     moving, constant = curves(results["tasks"]["search"], results["models"])
     assert set(moving) == {"checkpoints", "whitened"}
-    assert [slots for slots, _ in moving["checkpoints"]] == [1000, 2000]
-    assert set(constant) == {"random init", "random init, whitened", "TF-IDF"}
+    assert [slots for slots, _ in moving["checkpoints"]] == [0, 1000, 2000]
+    untrained = results["tasks"]["search"]["systems"]["random init, whitened"]
+    assert moving["whitened"][0] == (0, untrained["scores"]["mrr"])
+    assert set(constant) == {"TF-IDF"}
     page = write_leaderboard(results, tmp_path / "leaderboard.html").read_text()
     assert "Suite mine &lt;b&gt;" in page
     assert page.count("<svg") >= 1
