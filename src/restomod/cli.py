@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from restomod.errors import UserError
 from restomod.train.launch import adopt_launcher, leave_code
+from restomod.vectors import command as embed_command
 
 if TYPE_CHECKING:
     from restomod.config import Recipe
@@ -131,6 +132,9 @@ def main() -> int:
     )
     export.add_argument("--step", type=_positive, help="the run's checkpoint at this step")
     export.add_argument("--out", type=Path, help="folder to write; RUN/exported by default")
+
+    embed = command("embed", _embed, "write the vectors of many texts: Parquet or JSON lines in")
+    embed_command.add_arguments(embed)
 
     imported = command(
         "import",
@@ -376,6 +380,12 @@ def _export(arguments: argparse.Namespace) -> int:
     from restomod.tools.export import export_run
 
     sys.stdout.write(export_run(arguments.run, arguments.out, arguments.step))
+    return 0
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    sys.stdout.write(embed_command.run(arguments))
     return 0
 
 
