@@ -132,6 +132,7 @@ def main() -> int:
     )
     export.add_argument("--step", type=_positive, help="the run's checkpoint at this step")
     export.add_argument("--out", type=Path, help="folder to write; RUN/exported by default")
+    export.add_argument("--onnx", action="store_true", help="write onnx/model.onnx, too")
 
     embed = command("embed", _embed, "write the vectors of many texts: Parquet or JSON lines in")
     embed_command.add_arguments(embed)
@@ -379,7 +380,7 @@ def _export(arguments: argparse.Namespace) -> int:
     _set_up_process()
     from restomod.tools.export import export_run
 
-    sys.stdout.write(export_run(arguments.run, arguments.out, arguments.step))
+    sys.stdout.write(export_run(arguments.run, arguments.out, arguments.step, arguments.onnx))
     return 0
 
 

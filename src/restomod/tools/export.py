@@ -9,9 +9,12 @@ from restomod.tools.runs import load_model, run_of
 from restomod.train.manifest import MANIFEST, checkpoint_folder
 
 
-def export_run(path: Path, out: Path | None = None, step: int | None = None) -> str:
-    """Write the newest whole checkpoint of a run, the one at `step`, or the checkpoint or average
-    that `path` is, to `out`; return how to load it, as text.
+def export_run(
+    path: Path, out: Path | None = None, step: int | None = None, onnx: bool = False
+) -> str:
+    """Write the newest whole checkpoint of a run, the one at `step`, or the checkpoint, average or
+    transformers folder that `path` is, to `out`, with an ONNX graph if asked; return how to load
+    it, as text.
 
     Reads weights only, whatever number of ranks wrote them: in memory is one model.
     """
@@ -21,9 +24,15 @@ def export_run(path: Path, out: Path | None = None, step: int | None = None) -> 
     run = run_of(path)
     if out is None:  # not in a checkpoint's own folder, which goes when it is too old
         out = run / (f"exported-{path.name}" if (path / MANIFEST).is_file() else "exported")
-    tokenizer = run / "tokenizer"
-    save_transformers(model, out, tokenizer if tokenizer.is_dir() else None)
-    return how_to_load(out)
+    folders = (run / "tokenizer", path)
+    tokenizer = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
+    save_transformers(model, out, tokenizer)
+    done = how_to_load(out)
+    if onnx:
+        from restomod.tools.export_onnx import export_onnx
+
+        done += export_onnx(out, model)
+    return done
 
 
 def how_to_load(out: Path) -> str:
