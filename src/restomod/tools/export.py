@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from restomod.model.hf import save_transformers
+from restomod.tools.model_card import gather, write_card
 from restomod.tools.runs import load_model, run_of
 from restomod.train.manifest import MANIFEST, checkpoint_folder
 
 
 def export_run(
-    path: Path, out: Path | None = None, step: int | None = None, onnx: bool = False
+    path: Path,
+    out: Path | None = None,
+    step: int | None = None,
+    onnx: bool = False,
+    overrides: Sequence[str] = (),
 ) -> str:
     """Write the newest whole checkpoint of a run, the one at `step`, or the checkpoint, average or
-    transformers folder that `path` is, to `out`, with an ONNX graph if asked; return how to load
-    it, as text.
+    transformers folder that `path` is, to `out`, with a model card and, if asked, an ONNX graph;
+    return how to load it, as text. `overrides` are keys of the card.
 
     Reads weights only, whatever number of ranks wrote them: in memory is one model.
     """
@@ -26,8 +32,9 @@ def export_run(
         out = run / (f"exported-{path.name}" if (path / MANIFEST).is_file() else "exported")
     folders = (run / "tokenizer", path)
     tokenizer = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
+    facts = gather(model, path, run, list(overrides))
     save_transformers(model, out, tokenizer)
-    done = how_to_load(out)
+    done = how_to_load(out) + write_card(facts, out)
     if onnx:
         from restomod.tools.export_onnx import export_onnx
 

@@ -46,6 +46,7 @@ FREE_KEYS = (
     "evaluation.*",
     "checkpoint.*",
     "logging.*",
+    "card.*",
     "resume.*",
     "stop_after",
     "faults.grace",
