@@ -3,6 +3,7 @@
 # make test-systems  runs the longer tests: clusters (Ray, Slurm), an S3 server, nodes, launchers, whole runs
 # make test-systems-quick  leaves out those that take minutes each
 # make setup  only sets up: skipped when nothing changed
+# make docs   builds the documentation into site/
 # make lock   resolves the dependencies anew
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ CLUSTERS := $(VENV)/clusters
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --no-annotate --quiet
 
-.PHONY: setup demo test test-systems test-systems-quick lint lock clean
+.PHONY: setup demo test test-systems test-systems-quick lint docs lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -77,10 +78,13 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 lock:
 	$(BIN)/$(COMPILE) pyproject.toml --extra judge --group dev -o requirements.lock
 	echo 'transformers>=5,<6' | $(BIN)/$(COMPILE) - -o tests/systems/transformers-5.lock
 	$(BIN)/$(COMPILE) tests/systems/clusters.in -o tests/systems/clusters.lock
 
 clean:
-	rm -rf $(VENV) data runs cache
+	rm -rf $(VENV) data runs cache site

@@ -353,6 +353,23 @@ class PhaseConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """A labelled task: how well a logistic regression tells labels by the model's frozen features,
+    the mean over a text's tokens. Half of the examples fit it, the other half judge it."""
+
+    path: str = ""
+    """JSON lines (also .gz, .zst) or Parquet."""
+    text: str = "text"
+    """Name of the column, or field, that holds the text."""
+    label: str = "label"
+    """Name of the one that holds what is to be told: words or whole numbers."""
+    examples: int = 1000
+    """Examples that are read, from the file's start."""
+    tokens: int = 128
+    """Tokens of a text, the first ones."""
+
+
+@dataclass
 class EvaluationConfig:
     """Held-out loss and accuracy by domain, on fixed rows with fixed masks."""
 
@@ -364,6 +381,13 @@ class EvaluationConfig:
     """Rows of each stream that are read, from its start."""
     mask_rate: float = 0.15
     """Share of tokens predicted in evaluation (paper, table 3), all other shares as in training."""
+    mask_rates: list[float] = field(default_factory=list)
+    """More shares at which the same rows are evaluated, each for as long again; not for `clm`."""
+    sequence_lengths: list[int] = field(default_factory=list)
+    """More lengths that the documents are cut to, at `mask_rate`, also beyond the phase's; rows
+    grow where they must, and hold as many slots altogether."""
+    probes: dict[str, ProbeConfig] = field(default_factory=dict)
+    """Labelled tasks by name."""
     samples: int = 2
     """Passages of each stream with a hidden word that the model guesses at every evaluation, the
     same ones each time; 0: none."""

@@ -282,6 +282,22 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     require(evaluation.every_steps > 0, "evaluation.every_steps", "must be positive")
     require(evaluation.rows > 0, "evaluation.rows", "must be positive")
     require(0 < evaluation.mask_rate < 1, "evaluation.mask_rate", "must lie in (0, 1)")
+    require(
+        all(0 < rate < 1 for rate in evaluation.mask_rates)
+        and len({evaluation.mask_rate, *evaluation.mask_rates}) == 1 + len(evaluation.mask_rates),
+        "evaluation.mask_rates",
+        "must lie in (0, 1), each given once and none mask_rate itself",
+    )
+    require(
+        all(length >= 8 for length in evaluation.sequence_lengths)
+        and len(set(evaluation.sequence_lengths)) == len(evaluation.sequence_lengths),
+        "evaluation.sequence_lengths",
+        "must be at least 8, each given once",
+    )
+    for name, probe in evaluation.probes.items():
+        require(bool(probe.path), f"evaluation.probes.{name}.path", "is missing")
+        require(probe.examples >= 8, f"evaluation.probes.{name}.examples", "must be at least 8")
+        require(probe.tokens >= 3, f"evaluation.probes.{name}.tokens", "must be at least 3")
     require(evaluation.samples >= 0, "evaluation.samples", "must not be negative")
     bad += _impossible_checkpoints(recipe)
     require(recipe.logging.every_steps > 0, "logging.every_steps", "must be positive")

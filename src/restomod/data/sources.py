@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from restomod.config import Recipe, StreamConfig
+from restomod.data.labelled import LabelledTexts, read_labelled
 from restomod.data.mixture import exhausted
 from restomod.data.shards import OpenShards, ShardedDataset
 from restomod.data.tokenizer import Tokenizer, load_tokenizer
@@ -21,6 +22,8 @@ class Sources:
     """By name, those that a phase's mixture names."""
     heldout: dict[str, ShardedDataset]
     """Evaluation data by name."""
+    probes: dict[str, LabelledTexts]
+    """Labelled tasks by name."""
     open_shards: OpenShards
     """The shards of all of them that this process keeps open."""
 
@@ -62,10 +65,16 @@ def open_sources(recipe: Recipe, world_size: int = 1) -> Sources:
     named = {name for phase in recipe.phases for name in phase.mixture}
     streams = open_all("data", {n: s for n, s in recipe.data.streams.items() if n in named})
     heldout = open_all("evaluation", recipe.evaluation.streams)
+    probes = {}
+    for name, probe in recipe.evaluation.probes.items():
+        try:
+            probes[name] = read_labelled(probe)
+        except UserError as error:
+            problems.append(f"evaluation.probes.{name}: {error}")
     if not problems:
         problems += exhausted(recipe.trained_phases, streams)
         problems += working_set(recipe, streams, world_size).problems(recipe.data)
     if problems:
         raise UserError("\n".join(problems))
     assert tokenizer is not None
-    return Sources(tokenizer, streams, heldout, open_shards)
+    return Sources(tokenizer, streams, heldout, probes, open_shards)

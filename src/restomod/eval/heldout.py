@@ -16,11 +16,12 @@ from restomod.data.mlm import IGNORED
 from restomod.data.sources import Sources, open_sources
 from restomod.errors import UserError
 from restomod.eval.fill_mask import guess, hidden_words
+from restomod.eval.probe import Probe
 from restomod.model.encoder import MaskedLM
 from restomod.tools.export import how_to_load
 from restomod.tools.report import write_report
 from restomod.tools.runs import load_model, run_recipe
-from restomod.train.evaluation import evaluate, heldout_batches
+from restomod.train.evaluation import MAIN, evaluate, heldout_batches, views
 from restomod.train.initial import unigram
 
 EXAMPLES = 2
@@ -31,7 +32,7 @@ def evaluate_run(folder: Path) -> str:
     """Evaluate the newest whole checkpoint, write evaluation.json and the report; return a
     summary."""
     recipe = run_recipe(folder)
-    if not recipe.evaluation.streams:
+    if not (recipe.evaluation.streams or recipe.evaluation.probes):
         raise UserError(f"{folder}: its recipe names no evaluation.streams")
     sources = open_sources(recipe)
     model = load_model(folder)
@@ -46,18 +47,34 @@ def evaluate_run(folder: Path) -> str:
 
 def evaluation(model: MaskedLM, recipe: Recipe, sources: Sources) -> dict[str, Any]:
     """Return {"domains": {name: loss, accuracy, unigram_loss, unigram_accuracy, masked_tokens},
-    "fill_mask": [text, expected, predictions]}; losses in nats a predicted token, on the same
-    positions.
+    "views": {view: domains}, "probes": {name: accuracy, majority, examples}, "fill_mask": [text,
+    expected, predictions]}; losses in nats a predicted token, on the same positions.
     """
     phase: PhaseConfig = recipe.trained_phases[-1]
-    batches = heldout_batches(recipe, phase, sources)
-    results: dict[str, dict[str, float]] = evaluate(model, batches)
     shares = unigram(phase, sources, sources.tokenizer.vocab_size)
-    for domain, parts in {**batches, "all": [b for part in batches.values() for b in part]}.items():
-        results[domain] |= unigram_baseline(parts, shares)
+    results = {
+        view: _beside_unigram(model, heldout_batches(recipe, phase, sources, view), shares)
+        for view in views(recipe, phase)
+    }
     count = max(recipe.evaluation.samples, EXAMPLES)
     passages = hidden_words(sources.heldout.values(), sources.tokenizer, recipe.seed, count)
-    return {"domains": results, "fill_mask": guess(model, passages, sources.tokenizer)}
+    return {
+        "domains": results.pop(MAIN),
+        "views": results,
+        "probes": {
+            name: Probe(examples, sources.tokenizer).judge(model)
+            for name, examples in sources.probes.items()
+        },
+        "fill_mask": guess(model, passages, sources.tokenizer),
+    }
+
+
+def _beside_unigram(
+    model: MaskedLM, batches: dict[str, list[Batch]], shares: np.ndarray
+) -> dict[str, dict[str, float]]:
+    results = evaluate(model, batches)
+    parts = {**batches, "all": [b for part in batches.values() for b in part]}
+    return {name: of | unigram_baseline(parts[name], shares) for name, of in results.items()}
 
 
 def unigram_baseline(batches: list[Batch], shares: np.ndarray) -> dict[str, float]:
@@ -78,13 +95,15 @@ def summary(results: dict[str, Any]) -> str:
     lines = [
         f"{'held-out':<12}{'loss':>8}{'unigram':>9}{'below':>8}{'accuracy':>10}{'unigram':>9}{'masked':>9}"
     ]
-    for domain, r in results["domains"].items():
-        lines.append(
-            f"{domain:<12}{r['loss']:>8.3f}{r['unigram_loss']:>9.3f}"
-            f"{r['unigram_loss'] - r['loss']:>8.3f}{r['accuracy']:>10.1%}"
-            f"{r['unigram_accuracy']:>9.1%}{r['masked_tokens']:>9.0f}"
-        )
+    lines += [_line(domain, result) for domain, result in results["domains"].items()]
+    views = results["views"].items()
+    lines += [_line(view, domains["all"]) for view, domains in views if domains]
     lines.append("(nats a predicted token; the unigram predicts by training frequency alone)")
+    for name, probe in results["probes"].items():
+        lines.append(
+            f"probe {name}: {probe['accuracy']:.1%} of {probe['examples']} labels right; the "
+            f"commonest one is {probe['majority']:.1%}"
+        )
     for example in results["fill_mask"]:
         text = " ".join(example["text"].split())
         guesses = ", ".join(
@@ -94,3 +113,11 @@ def summary(results: dict[str, Any]) -> str:
         lines += ["", f"{example['domain']}: {text}"]
         lines.append(f"  was {example['expected'].strip()!r}; guesses {guesses}")
     return "\n".join(lines) + "\n"
+
+
+def _line(name: str, result: dict[str, float]) -> str:
+    return (
+        f"{name:<12}{result['loss']:>8.3f}{result['unigram_loss']:>9.3f}"
+        f"{result['unigram_loss'] - result['loss']:>8.3f}{result['accuracy']:>10.1%}"
+        f"{result['unigram_accuracy']:>9.1%}{result['masked_tokens']:>9.0f}"
+    )

@@ -39,6 +39,7 @@ class Mount:
     target: str = ""
     """Where ranks see it."""
     read_only: bool = False
+    """Whether ranks may not write there."""
 
 
 @dataclass
@@ -46,9 +47,13 @@ class SlurmProfile:
     """Slurm."""
 
     partition: str = ""
+    """Partition; empty: the cluster's default, as for the next three."""
     account: str = ""
+    """Account that the hours are taken from."""
     qos: str = ""
+    """Quality of service."""
     constraint: str = ""
+    """Features that nodes must have, as sbatch takes them."""
     exclusive: bool = True
     """Whether a node runs nothing else; the job then has all of its memory."""
     cpus: int = 0
@@ -67,12 +72,15 @@ class KubernetesProfile:
     """job: an indexed Job and a headless service, which every cluster runs. pytorchjob, trainjob:
     Kubeflow's, with its training operator (v1) or its trainer (v2)."""
     namespace: str = "default"
+    """Namespace of all objects."""
     runtime: str = "torch-distributed"
     """The ClusterTrainingRuntime of a trainjob."""
     service_account: str = ""
+    """Service account of the pods; empty: the namespace's default."""
     secret: str = ""
     """The Secret that holds the variables that `secrets` names."""
     gpu_resource: str = "nvidia.com/gpu"
+    """Resource that stands for a GPU."""
     cpu: str = "8"
     """Cores of a pod, as Kubernetes writes them."""
     memory: str = "64Gi"
@@ -82,6 +90,7 @@ class KubernetesProfile:
     user_id: int = 1000
     """User and group of the pod's processes; never 0."""
     node_selector: dict[str, str] = field(default_factory=dict)
+    """Labels that a node must have."""
     tolerated_taints: list[str] = field(default_factory=list)
     """Keys of taints that pods may ignore, for instance nvidia.com/gpu."""
     max_failures: int = 3
@@ -99,6 +108,7 @@ class SkyPilotProfile:
     spot: bool = True
     """Whether instances that may be taken away are used; SkyPilot then recovers them."""
     disk_gb: int = 512
+    """Disk of an instance, in GB."""
     setup: str = "make setup"
     """Command that sets a new instance up, without an `image`."""
 
@@ -119,6 +129,7 @@ class Profile:
     """Facts of a cluster."""
 
     name: str = "local"
+    """Name of the cluster, in messages."""
     workdir: str = ""
     """The project's checkout on the nodes, on which paths of a recipe are based; empty: the folder
     where `restomod launch` runs, or the image's own on Kubernetes."""

@@ -1,5 +1,5 @@
-"""Held-out loss and accuracy by domain, on fixed rows with fixed masks, and guesses at words that
-are hidden in fixed passages.
+"""Held-out loss and accuracy by domain, on fixed rows with fixed masks; probes of the features; and
+guesses at words that are hidden in fixed passages.
 
 Evaluation reads its rows once for each phase, and touches neither the training data's order
 nor any generator: losses with and without it are the same.
@@ -21,6 +21,7 @@ from restomod.data.batch import Batch, collate
 from restomod.data.heldout import heldout_rows
 from restomod.data.sources import Sources
 from restomod.eval.fill_mask import guess, hidden_words
+from restomod.eval.probe import Probe
 from restomod.model.encoder import MaskedLM
 from restomod.model.loss import IGNORED
 from restomod.train.clock import RunClock
@@ -31,23 +32,49 @@ from restomod.train.phases import enter
 from restomod.train.start import Start
 
 Results = dict[str, dict[str, float]]
+MAIN = "main"
+"""The view that has `evaluation.mask_rate` and the phase's sequence length."""
 
 
 class Abandoned(Exception):
     """An evaluation that was not finished, since the run stops."""
 
 
+def views(recipe: Recipe, phase: PhaseConfig) -> dict[str, PhaseConfig]:
+    """Return the shapes in which held-out documents are read: MAIN; `mask_0.3` for each further
+    mask rate; `length_8192` for each further sequence length."""
+
+    def view(rate: float, length: int) -> PhaseConfig:
+        return dataclasses.replace(
+            phase,
+            mask=dataclasses.replace(phase.mask, rate=rate, later=[]),
+            sequence_length=length,
+            row_tokens=max(phase.row_tokens, length),
+        )
+
+    config, length = recipe.evaluation, phase.sequence_length
+    found = {MAIN: view(config.mask_rate, length)}
+    if phase.objective == "mlm":
+        found |= {f"mask_{rate:g}": view(rate, length) for rate in config.mask_rates}
+    others = (other for other in config.sequence_lengths if other != length)
+    return found | {f"length_{other}": view(config.mask_rate, other) for other in others}
+
+
 def heldout_batches(
-    recipe: Recipe, phase: PhaseConfig, sources: Sources, rank: int = 0, world_size: int = 1
+    recipe: Recipe,
+    phase: PhaseConfig,
+    sources: Sources,
+    view: str = MAIN,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> dict[str, list[Batch]]:
-    """Return this rank's micro-batches, of one row each, by domain.
+    """Return this rank's micro-batches of a view, of one row each, by domain.
 
     Every rank gets as many, since ranks that share a model compute together: where the rows are not
     divided by the ranks, the last ones get a row with nothing to predict.
     """
-    phase = dataclasses.replace(
-        phase, mask=dataclasses.replace(phase.mask, rate=recipe.evaluation.mask_rate, later=[])
-    )
+    slots = recipe.evaluation.rows * phase.row_tokens
+    phase = views(recipe, phase)[view]
     batches: dict[str, list[Batch]] = {}
     for dataset in sources.heldout.values():
         rows = list(
@@ -57,7 +84,7 @@ def heldout_batches(
                 recipe.data,
                 sources.tokenizer,
                 recipe.seed,
-                recipe.evaluation.rows,
+                -(-slots // phase.row_tokens),
             )
         )
         domain = batches.setdefault(dataset.domain, [])
@@ -92,7 +119,12 @@ def evaluate(
     model: MaskedLM, batches: dict[str, list[Batch]], go_on: Callable[[], bool] = lambda: True
 ) -> Results:
     """Return loss (nats a predicted token), accuracy and number of predictions of each domain, and
-    of `all`. Raises Abandoned if `go_on` says no before a forward pass, on all ranks."""
+    of `all`; nothing where there are none.
+
+    Raises Abandoned if `go_on` says no before a forward pass, on all ranks.
+    """
+    if not batches:
+        return {}
     device = next(model.parameters()).device
     sums = torch.zeros(len(batches), 3, dtype=torch.float64, device=device)
     with evaluating(model):
@@ -142,10 +174,13 @@ class Evaluation(Callback):
         self._metrics = metrics
         self._go_on = go_on
         self._phase = ""
-        self._batches: dict[str, list[Batch]] = {}
+        self._batches: dict[str, dict[str, list[Batch]]] = {}
         self.latest: dict[str, Any] | None = start.manifest.get("evaluation")
         """`step` and `domains` of the newest evaluation, also of one before a resume; None before
         the first."""
+        self._probes = {
+            name: Probe(examples, sources.tokenizer) for name, examples in sources.probes.items()
+        }
         self._due = start.resumes and bool(start.manifest.get("evaluation_due"))
         self._passages = hidden_words(
             sources.heldout.values(), sources.tokenizer, recipe.seed, recipe.evaluation.samples
@@ -158,9 +193,11 @@ class Evaluation(Callback):
     def prepare(self, phase: PhaseConfig) -> None:
         """Read the rows of a phase, unless they are there."""
         if phase.name != self._phase:
-            self._batches = heldout_batches(
-                self._recipe, phase, self._sources, dist.get_global_rank(), dist.get_world_size()
-            )
+            ranks = dist.get_global_rank(), dist.get_world_size()
+            self._batches = {
+                view: heldout_batches(self._recipe, phase, self._sources, view, *ranks)
+                for view in views(self._recipe, phase)
+            }
             self._phase = phase.name
 
     def catch_up(self, state: State) -> None:
@@ -175,7 +212,7 @@ class Evaluation(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
         due = step % self._recipe.evaluation.every_steps == 0 or self._timeline.ends_phase(step)
-        if due and self._sources.heldout:
+        if due and (self._sources.heldout or self._probes):
             self._evaluate(state)
 
     def _evaluate(self, state: State) -> None:
@@ -186,15 +223,20 @@ class Evaluation(Callback):
             go_on = (lambda: True) if last else self._go_on
             model = unwrap(state).model
             try:
-                results = evaluate(model, self._batches, go_on)
+                results = {
+                    view: evaluate(model, batches, go_on) for view, batches in self._batches.items()
+                }
+                ranks = dist.get_global_rank(), dist.get_world_size()
                 with evaluating(model):
                     samples = guess(model, self._passages, self._sources.tokenizer)
+                    probes = {name: p.judge(model, *ranks) for name, p in self._probes.items()}
             except Abandoned:
                 self._due = True
                 return
         self._due = False
-        self.latest = {"step": step, "domains": results}
+        self.latest = {"step": step, "domains": results.pop(MAIN)}
+        others = {name: of for name, of in (("views", results), ("probes", probes)) if of}
         tokens = self._timeline.at(step - 1).slots_before(step)
-        self._metrics.write("eval", phase=self._phase, tokens=tokens, **self.latest)
+        self._metrics.write("eval", phase=self._phase, tokens=tokens, **self.latest, **others)
         if samples:
             self._metrics.write("samples", step=step, tokens=tokens, samples=samples)

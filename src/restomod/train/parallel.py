@@ -94,7 +94,8 @@ def shard(model: MaskedLM, parallel: ParallelConfig, device: str, block_dtype: t
         )
     # The backward pass begins with what the root holds: giving it up in between would save nothing.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy(torch.float32))
-    register_fsdp_forward_method(model, "logits")
+    for name in ("logits", "encode"):
+        register_fsdp_forward_method(model, name)
 
 
 def reshard(model: MaskedLM) -> None:

@@ -70,12 +70,7 @@ class TextEncoder:
 
     def ids(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return [CLS], tokens and [SEP] of each text, [length] int64, cut to `max_tokens`."""
-        ends = np.array([self.tokenizer.cls_id, self.tokenizer.sep_id])
-        cut = self.max_tokens - 2
-        return [
-            np.concatenate([ends[:1], ids[:cut].astype(np.int64), ends[1:]])
-            for ids in self.tokenizer.encode_batch(texts)
-        ]
+        return token_ids(self.tokenizer, texts, self.max_tokens)
 
     def embed(self, texts: Iterable[str], pooling: Pooling = "mean") -> np.ndarray:
         """Return [texts, hidden] float32: the mean over a text's tokens with [CLS] and [SEP], as
@@ -106,14 +101,28 @@ class TextEncoder:
         """Yield, batch by batch, which documents it holds, their hidden states [T, D] in float32,
         and where each begins, [documents + 1] int32; the longest first, so that memory that does
         not suffice shows at once."""
-        device = next(self.model.parameters()).device
-        with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, device.type == "cuda"):
-            for order in by_length([len(document) for document in ids], self.batch_tokens):
-                lengths = [len(ids[n]) for n in order]
-                bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-                bounds = bounds.to(device)
-                tokens = torch.from_numpy(np.concatenate([ids[n] for n in order])).to(device)
-                yield order, self.model.encode(tokens, bounds, max(lengths)).float(), bounds
+        for order in by_length([len(document) for document in ids], self.batch_tokens):
+            yield order, *hidden_states(self.model, [ids[n] for n in order])
+
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
+    """Return [CLS], tokens and [SEP] of each text, [length] int64, cut to `max_tokens`."""
+    ends = np.array([tokenizer.cls_id, tokenizer.sep_id])
+    return [
+        np.concatenate([ends[:1], ids[: max_tokens - 2].astype(np.int64), ends[1:]])
+        for ids in tokenizer.encode_batch(texts)
+    ]
+
+
+def hidden_states(model: MaskedLM, documents: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Return the hidden states [T, D] of these ids, in float32, and where each document begins,
+    [documents + 1] int32; both on the model's device, computed in bfloat16 on a GPU."""
+    device = next(model.parameters()).device
+    lengths = [len(ids) for ids in documents]
+    bounds = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
+    tokens = torch.from_numpy(np.concatenate(documents)).to(device)
+    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, device.type == "cuda"):
+        return model.encode(tokens, bounds, max(lengths)).float(), bounds
 
 
 def by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

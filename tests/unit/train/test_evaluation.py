@@ -14,7 +14,9 @@ def test_ranks_evaluate_equally_many_rows_and_every_token_once(tiny, tmp_path, w
     sources = open_sources(recipe)
 
     def batches(rank: int, ranks: int):
-        return heldout_batches(recipe, recipe.phases[0], sources, rank, ranks)["prose"]
+        return heldout_batches(recipe, recipe.phases[0], sources, rank=rank, world_size=ranks)[
+            "prose"
+        ]
 
     def predicted(parts):
         return sum(int((batch["labels"] >= 0).sum()) for batch in parts)

@@ -9,16 +9,15 @@ AXES = ("step", "tokens", "time_s")
 
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
-    """Return `train/FIELD`, `mixture/STREAM` and the like, `eval/DOMAIN/FIELD`; of any other event
-    `events/EVENT`, which is 1, and `EVENT/FIELD`."""
+    """Return `train/FIELD`, `mixture/STREAM` and the like, `eval/DOMAIN/FIELD`,
+    `eval/VIEW/DOMAIN/FIELD`, `probe/NAME/FIELD`; of any other event `events/EVENT`, which is 1, and
+    `EVENT/FIELD`."""
     event = line["event"]
     if event == "eval":
-        return {
-            f"eval/{domain}/{name}": value
-            for domain, values in line["domains"].items()
-            for name, value in values.items()
-            if _is_number(value)
-        }
+        found = _held_out("eval", line["domains"]) | _held_out("probe", line.get("probes", {}))
+        for view, domains in line.get("views", {}).items():
+            found |= _held_out(f"eval/{view}", domains)
+        return found
     fields = {name: value for name, value in line.items() if name not in AXES}
     found = {f"{event}/{name}": value for name, value in fields.items() if _is_number(value)}
     if event == "samples":
@@ -31,6 +30,15 @@ def scalars(line: dict[str, Any]) -> dict[str, float]:
         if isinstance(values, dict):
             found |= {f"{name}/{k}": value for k, value in values.items() if _is_number(value)}
     return found
+
+
+def _held_out(prefix: str, groups: dict[str, dict[str, Any]]) -> dict[str, float]:
+    return {
+        f"{prefix}/{group}/{name}": value
+        for group, values in groups.items()
+        for name, value in values.items()
+        if _is_number(value)
+    }
 
 
 def _is_number(value: Any) -> bool:

@@ -1,0 +1,58 @@
+"""The configuration's reference in docs/ is made from the dataclasses, and says all."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from restomod.config import Recipe
+from restomod.recipe import flatten
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_reference_has_every_key_of_a_recipe_with_its_default(hooks):
+    page = hooks.configuration()
+    sections = dict(re.findall(r"^### `([^`]+)`\n(.*?)(?=^##)", page, re.M | re.S))
+    for key, value in flatten(dataclasses.asdict(Recipe())).items():
+        if {f"{key}.NAME", f"{key}[n]"} & set(sections):
+            continue  # a section of its own
+        *parents, name = key.split(".")
+        section = sections[".".join(parents)] if parents else page
+        shown = re.search(rf"^\| `{name}` \| `(.*?)` \|", section, re.M)
+        assert shown, key
+        assert json.loads(shown[1]) == value, key
+
+
+def test_every_key_says_what_it_means(hooks):
+    page = hooks.configuration()
+    rows = re.findall(r"^\| `(\w+)` \|.*?\|(.*)\|$", page, re.M)
+    assert len(rows) > 150
+    assert [name for name, meaning in rows if not meaning.strip()] == []
+
+
+def test_the_navigation_names_every_page():
+    nav = (DOCS.parent / "mkdocs.yml").read_text()
+    pages = {path.name for path in DOCS.glob("*.md")}
+    assert pages | {"configuration.md"} == set(re.findall(r": ([\w-]+\.md)", nav))
+
+
+def test_the_messages_of_the_catalogue_are_in_the_code():
+    source = " ".join(path.read_text() for path in (DOCS.parent / "src").rglob("*.py"))
+    joined = re.sub(r'"\s+f?"', "", source)  # strings that go on in the next line
+    text = (DOCS / "errors.md").read_text()
+    quoted = re.findall(r"^\| `([^`]+)`", text, re.M)
+    assert len(quoted) > 35
+    missing = [words for words in quoted if words not in joined and words not in source]
+    assert missing == []
