@@ -25,6 +25,7 @@ from restomod.strict import load_strict
 from restomod.tools import model_card_sections as sections
 from restomod.tools.metrics_log import RunLog, numbers, read_log
 from restomod.tools.model_card_curve import loss_curve
+from restomod.tools.model_card_suites import SuiteScore, suite_scores
 from restomod.train.manifest import MANIFEST, newest_step, read_manifest
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,11 @@ class Facts:
     recipe: Recipe | None = None
     log: RunLog | None = None
     domains: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Held-out loss, accuracy and the unigram's, by domain."""
+    """Held-out loss, accuracy and the unigram's, by domain; those at other mask rates and lengths
+    under the name of the view."""
+    probes: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of frozen features: accuracy, what the commonest label would give, examples."""
+    suites: list[SuiteScore] = field(default_factory=list)
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of the streams that `restomod prepare` wrote: the source in its manifest."""
 
@@ -115,7 +120,12 @@ def gather(model: MaskedLM, source: Path, run: Path, overrides: list[str]) -> Fa
     if (run / "metrics.jsonl").is_file():
         facts.log = read_log(run / "metrics.jsonl", step)
     if not averaged:
-        facts.domains = _domains(run, step, manifest.get("evaluation"), facts.log)
+        found = _evaluation(run, step, manifest.get("evaluation"), facts.log)
+        facts.domains = {name: numbers(x) for name, x in found.get("domains", {}).items()}
+        for view, domains in (found.get("views") or {}).items():
+            facts.domains[f"all, {view}"] = numbers(domains.get("all"))
+        facts.probes = {name: numbers(x) for name, x in (found.get("probes") or {}).items()}
+    facts.suites = suite_scores(run, source)
     for name, stream in recipe.data.streams.items():
         facts.sources |= {name: found} if (found := _prepared(stream.path)) else {}
     return facts
@@ -126,21 +136,22 @@ def _manifest(source: Path) -> dict[str, Any]:
     return read_manifest(path.read_bytes())[1] if path.is_file() else {}
 
 
-def _domains(
+def _evaluation(
     run: Path, step: int, saved: dict[str, Any] | None, log: RunLog | None
-) -> dict[str, dict[str, float]]:
-    """Return the evaluation at that step, with what evaluation.json knows beside if it is of the
-    same weights, which the same loss tells."""
-    found = next((e for e in (saved, log.last_eval if log else {}) if e and e["step"] == step), {})
-    domains = {name: numbers(scores) for name, scores in found.get("domains", {}).items()}
+) -> dict[str, Any]:
+    """Return the evaluation at that step, from evaluation.json if that is of the same weights,
+    which the same loss tells: it knows the unigram, too."""
+    training = next(
+        (e for e in (saved, log.last_eval if log else {}) if e and e["step"] == step), {}
+    )
     try:
-        later = json.loads((run / "evaluation.json").read_text())["domains"]
-        same = not domains or abs(later["all"]["loss"] - domains["all"]["loss"]) < 1e-4
+        later = json.loads((run / "evaluation.json").read_text())
+        loss = later["domains"]["all"]["loss"]
+        if not training:
+            return later if step == newest_step(run) else {}
+        return later if abs(loss - training["domains"]["all"]["loss"]) < 1e-4 else training
     except (OSError, ValueError, KeyError, TypeError):
-        return domains
-    if same and (domains or step == newest_step(run)):
-        return {name: numbers(scores) for name, scores in later.items()}
-    return domains
+        return training
 
 
 def _prepared(path: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ puts them together.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ def metadata(facts: Facts) -> str:
         EvalResult(
             task_type="fill-mask",
             task_name="Masked language modelling",
-            dataset_type=f"held-out-{domain}",
+            dataset_type=f"held-out-{re.sub(r'[^a-z0-9]+', '-', domain.lower())}",
             dataset_name=f"held out: {domain}",
             metric_type=metric,
             metric_value=round(scores[metric], 6),
@@ -40,6 +41,16 @@ def metadata(facts: Facts) -> str:
         for domain, scores in facts.domains.items()
         for metric in ("loss", "accuracy")
         if metric in scores
+    ]
+    results += [
+        EvalResult(
+            task_type="text-classification" if s.kind == "classification" else "feature-extraction",
+            dataset_type=f"{s.suite}-{s.task}",
+            dataset_name=f"{s.suite}: {s.task}",
+            metric_type=s.metric,
+            metric_value=round(s.score, 6),
+        )
+        for s in facts.suites
     ]
     card = facts.card
     data = ModelCardData(
@@ -245,22 +256,17 @@ def _asked(recipe: Recipe, log: RunLog | None) -> str:
 
 
 def _evaluation(facts: Facts) -> str:
+    return _section("Evaluation", *_held_out(facts), _probes(facts), _suites(facts))
+
+
+def _held_out(facts: Facts) -> list[str]:
     recipe = facts.recipe
     if not facts.domains or not recipe:
-        return ""
-
-    def cell(scores: dict[str, float], name: str, form: str) -> str:
-        return format(scores[name], form) if name in scores else ""
-
+        return []
+    names = ("loss", "unigram_loss", "accuracy", "unigram_accuracy", "masked_tokens")
+    forms = (".3f", ".3f", ".1%", ".1%", ",.0f")
     rows = [
-        [
-            domain,
-            cell(scores, "loss", ".3f"),
-            cell(scores, "unigram_loss", ".3f"),
-            cell(scores, "accuracy", ".1%"),
-            cell(scores, "unigram_accuracy", ".1%"),
-            cell(scores, "masked_tokens", ",.0f"),
-        ]
+        [domain, *(_cell(scores, *pair) for pair in zip(names, forms, strict=True))]
         for domain, scores in facts.domains.items()
     ]
     head = ["held out", "loss", "unigram's loss", "accuracy", "unigram's accuracy", "predicted"]
@@ -268,7 +274,31 @@ def _evaluation(facts: Facts) -> str:
         f"Masked tokens ({recipe.evaluation.mask_rate:.0%} of each text) of held-out texts, loss "
         "in nats; the unigram knows only how frequent each token is in training."
     )
-    return _section("Evaluation", note, _table(head, rows))
+    return [note, _table(head, rows)]
+
+
+def _cell(scores: dict[str, float], name: str, form: str) -> str:
+    return format(scores[name], form) if name in scores else ""
+
+
+def _probes(facts: Facts) -> str:
+    columns = (("accuracy", ".1%"), ("majority", ".1%"), ("examples", ".0f"))
+    rows = [[name, *(_cell(x, *column) for column in columns)] for name, x in facts.probes.items()]
+    head = ["probe: logistic regression on mean vectors", "accuracy", "commonest label", "examples"]
+    return _table(head, rows)
+
+
+def _suites(facts: Facts) -> str:
+    rows = [
+        [
+            f"{s.suite}: {s.task}",
+            s.metric,
+            f"{s.score:.3f}" + ("" if s.error is None else f" ± {s.error:.3f}"),
+            ", ".join(f"{name} {score:.3f}" for name, score in s.others.items()),
+        ]
+        for s in facts.suites
+    ]
+    return _table(["suite: task", "metric", "this model ± standard error", "baselines"], rows)
 
 
 def _limits(facts: Facts) -> str:

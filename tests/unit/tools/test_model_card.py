@@ -1,6 +1,7 @@
 """What a model card says of a run, a checkpoint, an average and a foreign folder."""
 
 import json
+import os
 import re
 import stat
 import sys
@@ -170,6 +171,60 @@ def test_unigram_is_told_where_evaluation_json_is_of_the_same_weights(run):
     assert "| all | 5.000 | 7.125 | 10.0% | 3.1% | 100 |" in card_of(run / "exported")
     export_run(run, step=5)
     assert "7.125" not in card_of(run / "exported-step-00000005")
+
+
+def test_views_probes_and_suites_are_in_the_evaluation(run):
+    later = {"domains": {"all": scores(10)}, "views": {"mask_0.3": {"all": scores(3)}}}
+    later["probes"] = {"topics": {"accuracy": 0.75, "majority": 0.5, "examples": 400}}
+    (run / "evaluation.json").write_text(json.dumps(later))
+    newest, older = (checkpoint_folder(run, step) for step in (10, 5))
+
+    def system(score):
+        return {"scores": {"mrr": score, "recall": 0.0}, "standard_error": 0.01}
+
+    results = {
+        "suite": "offline",
+        "models": [
+            {"name": "old", "path": str(older), "slots": 1},
+            {"name": "new", "path": str(newest), "slots": 2},
+        ],
+        "tasks": {
+            "docstrings": {
+                "kind": "retrieval",
+                "metric": "mrr",
+                "systems": {"old": system(0.2), "new": system(0.25), "TF-IDF": system(0.5)},
+            },
+            "topics": {"kind": "classification", "skipped": "no data"},
+        },
+    }
+    (run / "evaluations" / "offline").mkdir(parents=True)
+    (run / "evaluations" / "offline" / "results.json").write_text(json.dumps(results))
+    (run / "evaluations" / "broken").mkdir()
+    (run / "evaluations" / "broken" / "results.json").write_text('{"models": 1}')
+    export_run(run)
+    text = card_of(run / "exported")
+    assert "| all, mask_0.3 | 5.700 | 3.0% | 100 |" in text
+    assert "| topics | 75.0% | 50.0% | 400 |" in text
+    assert "| offline: docstrings | mrr | 0.250 ± 0.010 | TF-IDF 0.500 |" in text
+    found = ModelCard.load(run / "exported" / "README.md").data.eval_results
+    values = {result.dataset_type: result.metric_value for result in found}
+    assert (values["offline-docstrings"], "held-out-all-mask-0-3" in values) == (0.25, True)
+    export_run(run, step=5)
+    assert "| mrr | 0.200 ± 0.010 |" in card_of(run / "exported-step-00000005")
+
+
+def test_suites_of_a_run_count_until_it_trains_on(run):
+    model = {"name": "tiny", "path": str(run), "slots": None}
+    system = {"scores": {"accuracy": 0.5}, "standard_error": None}
+    task = {"kind": "classification", "metric": "accuracy", "systems": {"tiny": system}}
+    path = run / "evaluations" / "glue" / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"suite": "glue", "models": [model], "tasks": {"sst2": task}}))
+    export_run(run)
+    assert "| glue: sst2 | accuracy | 0.500 |" in card_of(run / "exported")
+    os.utime(path, (0, 0))
+    export_run(run)
+    assert "glue" not in card_of(run / "exported")
 
 
 def test_a_foreign_folder_gets_a_card_of_what_is_known(run, tmp_path, tiny):
