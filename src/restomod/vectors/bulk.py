@@ -184,15 +184,14 @@ def _begin(folder: Output, fingerprint: dict[str, Any]) -> None:
             raise UserError(f"{folder.path}: exists and holds no vectors; choose another --out")
         folder.write_json(BEGUN, fingerprint)
         return
-    there = folder.read_json(BEGUN)
-    if there == fingerprint:
-        return
-    both = (_flat(there), _flat(fingerprint))
+    there, now = _flat(folder.read_json(BEGUN)), _flat(fingerprint)
     changed = [
-        f"{key}: {both[0].get(key)!r} there, {both[1].get(key)!r} now"
-        for key in dict.fromkeys([*both[0], *both[1]])
-        if both[0].get(key) != both[1].get(key)
+        f"{key}: {there.get(key)!r} there, {now.get(key)!r} now"
+        for key in dict.fromkeys([*there, *now])
+        if there.get(key) != now.get(key) and key != "model.path"  # the same weights elsewhere
     ]
+    if not changed:
+        return
     raise UserError(
         f"{folder.path}: was begun with something else:\n  "
         + "\n  ".join(changed[:5])

@@ -27,8 +27,10 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> str:
     """Embed; return what was done, as text."""
+    from restomod.model.cpu import keep_freed_memory
     from restomod.vectors.bulk import Options, Sharing, embed_files
 
+    keep_freed_memory()
     options = Options(
         text_column=arguments.text_column,
         id_column=arguments.id_column,

@@ -3,6 +3,8 @@
 import gzip
 import json
 import logging
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -151,16 +153,20 @@ def test_another_model_input_or_option_is_refused_by_name(model, tiny, tmp_path)
     before = files(tmp_path / "out")
     with pytest.raises(UserError, match=r"options.pooling: 'mean' there, 'cls' now"):
         run(model, file, tmp_path / "out", pooling="cls")
+    status = (tmp_path / "a.parquet").stat()
     parquet(tmp_path / "a.parquet", TEXTS[:-1])
     with pytest.raises(UserError, match=r"inputs.0.bytes: \d+ there, \d+ now"):
         run(model, file, tmp_path / "out")
     parquet(tmp_path / "a.parquet")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     changed = TextEncoder.load(model).model
     with torch.no_grad():
         next(changed.parameters())[0, 0] += 1
     save_transformers(changed, tmp_path / "other", tiny.recipe["tokenizer"])
     with pytest.raises(UserError, match=r"model.sha256: "):
         run(str(tmp_path / "other"), file, tmp_path / "out")
+    shutil.copytree(model, tmp_path / "copy")
+    assert "embedded 0 rows" in run(str(tmp_path / "copy"), file, tmp_path / "out")
     assert files(tmp_path / "out") == before
     with pytest.raises(UserError, match="exists and holds no vectors"):
         run(model, file, tmp_path / "other")
