@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from restomod.batches import BatchSizes
 from restomod.units import parse_slots
@@ -157,6 +158,9 @@ class StreamConfig:
     """Name under which metrics group the stream; the stream's own name when empty."""
     column: str = ""
     """Column with token ids or text; found by name and type when empty."""
+    transform: dict[str, Any] = field(default_factory=dict)
+    """Something of the user's own that every text goes through before it is tokenised: `use`, and
+    its options; for data sets that hold text."""
     max_epochs: float = 1000.0
     """How often the stream may be read in a run, each time in a new order; a recipe that needs more
     is refused. Repeating more than about four times teaches little (arXiv 2305.16264)."""
@@ -246,9 +250,12 @@ class ScheduleConfig:
     decay: str = "0"
     """Slots of decay, at the end of the phase."""
     decay_shape: str = field(
-        default="one_minus_sqrt", metadata={"choices": ("one_minus_sqrt", "linear", "cosine")}
+        default="one_minus_sqrt",
+        metadata={"choices": ("one_minus_sqrt", "linear", "cosine"), "extends": True},
     )
-    """one_minus_sqrt, linear or cosine."""
+    """How the rate falls."""
+    decay_options: dict[str, Any] = field(default_factory=dict)
+    """Options of a shape of the user's own."""
     final_factor: float = 0.0
     """The learning rate at the end of the decay, as a share of the peak."""
 
@@ -388,6 +395,8 @@ class EvaluationConfig:
     grow where they must, and hold as many slots altogether."""
     probes: dict[str, ProbeConfig] = field(default_factory=dict)
     """Labelled tasks by name."""
+    hooks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Measurements of the user's own by name: `use`, and its options."""
     samples: int = 2
     """Passages of each stream with a hidden word that the model guesses at every evaluation, the
     same ones each time; 0: none."""
@@ -571,6 +580,8 @@ class Recipe:
     phases: list[PhaseConfig] = field(default_factory=list)
     """The run's phases, in order."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    callbacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Composer callbacks of the user's own by name: `use`, and its options."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     stop_after: str = "0"
     """Wall-clock time, such as 23h30m, after which the run saves, stops and wants to be requeued;

@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from restomod import extensions
 from restomod.config import (
     ALERTS,
     CardConfig,
@@ -250,6 +251,7 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
         require(names.index(phase.name) == n, f"phases.{n}.name", f"{phase.name!r} is there twice")
         for key, reason in _impossible_phase(phase, data):
             bad.append((f"phases.{n}.{key}", reason))
+    bad += extensions.problems(recipe)
     start = recipe.start
     require(
         start.phase in ("", *names),

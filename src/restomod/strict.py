@@ -52,6 +52,14 @@ def load_strict(
     return _checked(plain, plain, schema, impossible, places)
 
 
+def check_options(options: dict[str, Any], kind: type) -> list[tuple[str, str]]:
+    """Return (name, reason) for every option that a dataclass does not have, or whose value is of
+    another type than the field."""
+    found: list[str] = []
+    _check_type(options, kind, "", {}, kind, found)
+    return [(name, reason) for name, _, reason in (line.partition(": ") for line in found)]
+
+
 def split_words(words: Sequence[str]) -> tuple[list[str | Path], list[str]]:
     """Return the files and the overrides (key=value) among a command's words."""
     return [word for word in words if "=" not in word], [word for word in words if "=" in word]
@@ -211,7 +219,8 @@ def _check_type(
                 _check_type(item, hints[name], path, places, schema, problems)
         for option in dataclasses.fields(kind):
             choices, chosen = option.metadata.get("choices"), value.get(option.name)
-            if choices and isinstance(chosen, str) and chosen not in choices:
+            extends = option.metadata.get("extends") and ":" in str(chosen)
+            if choices and isinstance(chosen, str) and chosen not in choices and not extends:
                 path = f"{key}.{option.name}" if key else option.name
                 problems.append(
                     f"{place(path, places)}{path}: {chosen!r} is not one of {', '.join(choices)}"

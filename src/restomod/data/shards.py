@@ -24,6 +24,7 @@ from restomod.data.files import DamagedShardError, ShardFiles
 from restomod.data.mds import Column, RawShard, parse_index
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
+from restomod.extensions import shared
 
 SAMPLED_SHARDS = 4
 SAMPLED_DOCUMENTS = 64
@@ -101,6 +102,8 @@ class ShardedDataset:
         self.path = config.path
         self.domain = config.domain or name
         self.max_epochs = config.max_epochs
+        self.transform = config.transform
+        """What every text goes through, as the recipe names it."""
         self._tokenizer = tokenizer
         self._settings = settings or DataConfig()
         self._open_shards = open_shards or OpenShards(self._settings.shards_open_per_rank)
@@ -119,6 +122,11 @@ class ShardedDataset:
             raise UserError(
                 f"{self._files.label('index.json')}: is not an MDS index: {error}"
             ) from error
+        if self.transform and not self.column.is_text:
+            raise UserError(
+                f"{self.path} (stream {name}): column {self.column.name} holds token ids; a "
+                "transform takes text"
+            )
         self.fingerprint = self.index.fingerprint
         self.shard_documents = self.index.documents
         self.documents = int(self.shard_documents.sum())
@@ -325,6 +333,8 @@ class ShardedDataset:
             raise DamagedShardError(
                 f"{self.place(shard, document)} is not UTF-8: {error}"
             ) from error
+        if self.transform:
+            text = str(shared(self.transform)(text))
         return self._tokenizer.encode_batch([text])[0]
 
 

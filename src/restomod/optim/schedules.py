@@ -1,8 +1,17 @@
 """The learning rate as a closed form of the token slots trained on."""
 
 import math
+from collections.abc import Callable
 
 from restomod.config import OptimizerConfig, PhaseConfig, ScheduleConfig
+from restomod.extensions import USE, shared
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda passed: 1 - passed,
+    "one_minus_sqrt": lambda passed: 1 - math.sqrt(passed),
+    "cosine": lambda passed: (1 + math.cos(math.pi * passed)) / 2,
+}
+"""How much of the decay is left when a share of it has passed, from 1 to 0."""
 
 
 def trapezoid(slots: float, total: float, schedule: ScheduleConfig) -> float:
@@ -10,7 +19,7 @@ def trapezoid(slots: float, total: float, schedule: ScheduleConfig) -> float:
 
     Linear warm-up from 0, then 1, then a decay to final_factor f over the last `decay` slots, with
     x the share of them that has passed: f + (1 - f) d, where d is 1 - x (linear), 1 - sqrt(x)
-    (paper, section 2.2.2) or (1 + cos(pi x)) / 2 (cosine).
+    (paper, section 2.2.2), (1 + cos(pi x)) / 2 (cosine), or what a shape of the user's own says.
     """
     slots = min(max(slots, 0.0), total)
     warmup, decay = schedule.warmup_slots, schedule.decay_slots
@@ -19,12 +28,9 @@ def trapezoid(slots: float, total: float, schedule: ScheduleConfig) -> float:
     passed = (slots - (total - decay)) / decay if decay else 0.0
     if passed <= 0:
         return 1.0
-    left = {
-        "linear": 1 - passed,
-        "one_minus_sqrt": 1 - math.sqrt(passed),
-        "cosine": (1 + math.cos(math.pi * passed)) / 2,
-    }[schedule.decay_shape]
-    return schedule.final_factor + (1 - schedule.final_factor) * left
+    name = schedule.decay_shape
+    shape = SHAPES.get(name) or shared({USE: name, **schedule.decay_options})
+    return schedule.final_factor + (1 - schedule.final_factor) * float(shape(passed))
 
 
 def step_factor(step: int, phase: PhaseConfig) -> float:

@@ -28,6 +28,7 @@ from restomod.optim.build import build_optimizer
 from restomod.tools.average import AVERAGED, average_at_end
 from restomod.tools.report import write_report
 from restomod.train.agreement import Group, gloo_group, leads_node, on_first
+from restomod.train.callbacks import UserCallbacks
 from restomod.train.checkpoint import Checkpointing
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
@@ -205,6 +206,7 @@ def _fit(
         times,
         health,
     )
+    users = UserCallbacks(recipe, metrics, start.manifest.get("callbacks", {}))
     checkpointing = Checkpointing(
         recipe,
         loader,
@@ -212,7 +214,11 @@ def _fit(
         clock,
         metrics,
         start,
-        lambda: {"health": health.state_dict(), **evaluation.facts()},
+        lambda: {
+            "health": health.state_dict(),
+            "callbacks": users.state_dict(),
+            **evaluation.facts(),
+        },
         uploads,
     )
     callbacks: list[Callback] = [
@@ -225,6 +231,7 @@ def _fit(
         health,
         steps,
         evaluation,  # before checkpoints, which tell its result
+        *users.callbacks.values(),  # likewise, for their states
         checkpointing,
         CatchingUp(evaluation),
         watchdog,

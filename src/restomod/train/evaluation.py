@@ -22,6 +22,7 @@ from restomod.data.heldout import heldout_rows
 from restomod.data.sources import Sources
 from restomod.eval.fill_mask import guess, hidden_words
 from restomod.eval.probe import Probe
+from restomod.extensions import make
 from restomod.model.encoder import MaskedLM
 from restomod.model.loss import IGNORED
 from restomod.train.clock import RunClock
@@ -181,6 +182,7 @@ class Evaluation(Callback):
         self._probes = {
             name: Probe(examples, sources.tokenizer) for name, examples in sources.probes.items()
         }
+        self._hooks = {name: make(given) for name, given in recipe.evaluation.hooks.items()}
         self._due = start.resumes and bool(start.manifest.get("evaluation_due"))
         self._passages = hidden_words(
             sources.heldout.values(), sources.tokenizer, recipe.seed, recipe.evaluation.samples
@@ -212,7 +214,7 @@ class Evaluation(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         step = state.timestamp.batch.value
         due = step % self._recipe.evaluation.every_steps == 0 or self._timeline.ends_phase(step)
-        if due and (self._sources.heldout or self._probes):
+        if due and (self._sources.heldout or self._probes or self._hooks):
             self._evaluate(state)
 
     def _evaluate(self, state: State) -> None:
@@ -230,12 +232,17 @@ class Evaluation(Callback):
                 with evaluating(model):
                     samples = guess(model, self._passages, self._sources.tokenizer)
                     probes = {name: p.judge(model, *ranks) for name, p in self._probes.items()}
+                    hooks = {
+                        name: hook(model, self._sources.tokenizer)
+                        for name, hook in self._hooks.items()
+                    }
             except Abandoned:
                 self._due = True
                 return
         self._due = False
         self.latest = {"step": step, "domains": results.pop(MAIN)}
-        others = {name: of for name, of in (("views", results), ("probes", probes)) if of}
+        parts = {"views": results, "probes": probes, "hooks": hooks}
+        others = {name: part for name, part in parts.items() if part}
         tokens = self._timeline.at(step - 1).slots_before(step)
         self._metrics.write("eval", phase=self._phase, tokens=tokens, **self.latest, **others)
         if samples:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import json
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ FREE_KEYS = (
     "compute.*",
     "parallel.*",
     "evaluation.*",
+    "callbacks.*",
     "checkpoint.*",
     "logging.*",
     "card.*",
@@ -75,6 +77,8 @@ def fingerprint(sources: Sources) -> dict[str, str]:
         identity[key] = dataset.fingerprint
         identity[f"{key}.column"] = dataset.column.name
         identity[f"{key}.tokens"] = str(dataset.attributes.tokens)
+        if dataset.transform:
+            identity[f"{key}.transform"] = json.dumps(dataset.transform, sort_keys=True)
     return identity
 
 

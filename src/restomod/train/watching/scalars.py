@@ -10,11 +10,12 @@ AXES = ("step", "tokens", "time_s")
 
 def scalars(line: dict[str, Any]) -> dict[str, float]:
     """Return `train/FIELD`, `mixture/STREAM` and the like, `eval/DOMAIN/FIELD`,
-    `eval/VIEW/DOMAIN/FIELD`, `probe/NAME/FIELD`; of any other event `events/EVENT`, which is 1, and
-    `EVENT/FIELD`."""
+    `eval/VIEW/DOMAIN/FIELD`, `probe/NAME/FIELD`, `hook/NAME/FIELD`; of any other event
+    `events/EVENT`, which is 1, and `EVENT/FIELD`."""
     event = line["event"]
     if event == "eval":
         found = _held_out("eval", line["domains"]) | _held_out("probe", line.get("probes", {}))
+        found |= _held_out("hook", line.get("hooks", {}))
         for view, domains in line.get("views", {}).items():
             found |= _held_out(f"eval/{view}", domains)
         return found

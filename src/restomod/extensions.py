@@ -1,0 +1,113 @@
+"""What users bring themselves, by `package.module:Name`: callbacks, evaluation hooks, shapes of the
+learning rate's decay, transforms of a stream's text.
+
+In: a mapping of the recipe, `{use: package.module:Name, option: value, ...}`. Out: an instance of
+that class. It is a dataclass, and the options are its fields: they are checked as strictly as our
+own, before the model is built. docs/extend.md has an example.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from restomod.errors import UserError
+from restomod.strict import check_options
+
+if TYPE_CHECKING:
+    from restomod.config import Recipe
+
+USE = "use"
+NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_extension(name: str) -> bool:
+    """Return whether `name` is written as package.module:Name."""
+    return bool(NAME.fullmatch(name))
+
+
+def problems(recipe: Recipe) -> list[tuple[str, str]]:
+    """Return (key, reason) for all that is wrong with a recipe's extensions."""
+    found: list[tuple[str, str]] = []
+    for name, given in recipe.callbacks.items():
+        found += _problems(given, f"callbacks.{name}", "run_event")
+    for name, given in recipe.evaluation.hooks.items():
+        found += _problems(given, f"evaluation.hooks.{name}", "__call__")
+    for section, streams in (("data", recipe.data), ("evaluation", recipe.evaluation)):
+        for name, stream in streams.streams.items():
+            if stream.transform:
+                key = f"{section}.streams.{name}.transform"
+                found += _problems(stream.transform, key, "__call__")
+    for n, phase in enumerate(recipe.phases):
+        schedule, key = phase.schedule, f"phases.{n}.schedule"
+        if is_extension(schedule.decay_shape):
+            given = {USE: schedule.decay_shape, **schedule.decay_options}
+            found += [
+                (place.replace(".decay_options.use", ".decay_shape"), reason)
+                for place, reason in _problems(given, f"{key}.decay_options", "__call__")
+            ]
+        elif schedule.decay_options:
+            found.append((f"{key}.decay_options", "only a decay_shape of your own has options"))
+    return found
+
+
+def _problems(given: Mapping[str, Any], key: str, method: str) -> list[tuple[str, str]]:
+    """Return (key, reason) for all that is wrong with an extension that has to have `method`."""
+    name = given.get(USE)
+    if not isinstance(name, str) or not is_extension(name):
+        return [(f"{key}.{USE}", f"{name!r}: write package.module:Name")]
+    try:
+        found = _find(name)
+    except UserError as error:
+        return [(f"{key}.{USE}", str(error))]
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        return [(f"{key}.{USE}", f"{name}: is no dataclass, whose fields would be its options")]
+    if not any(method in vars(base) for base in found.__mro__):
+        return [(f"{key}.{USE}", f"{name}: has no method {method}")]
+    if method == "run_event" and found.__hash__ is None:
+        return [(f"{key}.{USE}", f"{name}: write @dataclass(eq=False); Composer needs its hash")]
+    options = {option: value for option, value in given.items() if option != USE}
+    wrong = [(f"{key}.{option}", reason) for option, reason in check_options(options, found)]
+    if not wrong:
+        try:
+            make(given)
+        except (TypeError, ValueError) as error:
+            wrong.append((key, f"{name}: {error}"))
+    return wrong
+
+
+def make(given: Mapping[str, Any]) -> Any:
+    """Return a new instance of what a checked mapping names."""
+    options = {option: value for option, value in given.items() if option != USE}
+    return _find(given[USE])(**options)
+
+
+def shared(given: Mapping[str, Any]) -> Any:
+    """Return one instance for all equal mappings: of what has no state."""
+    return _shared(json.dumps(given, sort_keys=True))
+
+
+@functools.cache
+def _shared(given: str) -> Any:
+    return make(json.loads(given))
+
+
+def _find(name: str) -> Any:
+    """Import what `name` names; the folder where the command runs counts, as in `python FILE`."""
+    module, _, attribute = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
+    if not hasattr(found, attribute):
+        raise UserError(f"{module} has no {attribute}")
+    return getattr(found, attribute)

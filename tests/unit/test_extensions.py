@@ -1,0 +1,67 @@
+"""What users bring is checked as strictly as what is ours."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from restomod.config import ScheduleConfig
+from restomod.errors import UserError
+from restomod.optim.schedules import trapezoid
+from restomod.recipe import load_recipe
+
+EXTRAS = re.search(
+    r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs/extend.md").read_text(), re.S
+)[1]
+
+
+@pytest.fixture
+def recipe(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_extras.py").write_text(EXTRAS)
+    (tmp_path / "broken_extras.py").write_text("import nothing_like_that\n")
+    equal = EXTRAS.replace("(eq=False)", "").replace("Norms", "Equal")
+    (tmp_path / "broken_extras_too.py").write_text(equal)
+    return tiny.write(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("callbacks.n={use: my_extras}", "callbacks.n.use: 'my_extras': write package.module:Name"),
+        ("callbacks.n={every: 1}", "callbacks.n.use: None: write package.module:Name"),
+        ("callbacks.n={use: 'nowhere_at_all:N'}", "nowhere_at_all cannot be imported: ModuleNot"),
+        ("callbacks.n={use: 'broken_extras:N'}", "broken_extras cannot be imported: ModuleNot"),
+        ("callbacks.n={use: 'my_extras:Norm'}", "my_extras has no Norm"),
+        ("callbacks.n={use: 'my_extras:torch'}", "is no dataclass"),
+        ("callbacks.n={use: 'my_extras:Exponential'}", "has no method run_event"),
+        (
+            "callbacks.n={use: 'my_extras:Norms', every_step: 2}",
+            "callbacks.n.every_step: unknown key (value 2); did you mean `every_steps`?",
+        ),
+        (
+            "callbacks.n={use: 'my_extras:Norms', every_steps: often}",
+            "callbacks.n.every_steps: 'often' is text, a whole number is expected",
+        ),
+        ("callbacks.n={use: 'my_extras:Norms', every_steps: 0}", "every_steps 0: at least 1"),
+        ("callbacks.n={use: 'broken_extras_too:Equal'}", "write @dataclass(eq=False)"),
+        ("evaluation.hooks.n={use: 'my_extras:Norms'}", "has no method __call__"),
+        ("data.streams.code.transform={use: 'my_extras:Norms'}", "has no method __call__"),
+        ("phases.0.schedule.decay_shape='my_extras:Falling'", "my_extras has no Falling"),
+        ("phases.0.schedule.decay_shape=expo", "'expo' is not one of one_minus_sqrt, linear"),
+        ("phases.0.schedule.decay_options={halvings: 2.0}", "only a decay_shape of your own has"),
+    ],
+)
+def test_mistakes_are_named(recipe, override, message):
+    with pytest.raises(UserError) as error:
+        load_recipe([recipe], [override])
+    assert message in str(error.value)
+
+
+def test_a_shape_of_ones_own_falls_as_it_says(recipe):
+    shape = {"decay_shape": "my_extras:Exponential", "decay_options": {"halvings": 2.0}}
+    schedule = ScheduleConfig(decay="100", final_factor=0.1, **shape)
+    assert trapezoid(0, 100, schedule) == 1
+    assert trapezoid(50, 100, schedule) == pytest.approx(0.1 + 0.9 * (0.5 - 0.25) / 0.75)
+    assert trapezoid(100, 100, schedule) == pytest.approx(0.1)
