@@ -16,6 +16,12 @@ from typing import Any
 SECTIONS = (
     ("Recipes", "restomod.config", "Recipe", "`python train.py RECIPE.yaml [key=value ...]`"),
     ("Preparations", "restomod.prepare.config", "Preparation", "`restomod prepare RECIPE.yaml`"),
+    (
+        "Fine-tunings",
+        "restomod.finetune.config",
+        "FinetuneConfig",
+        "`restomod finetune CONFIG.yaml [key=value ...]`",
+    ),
     ("Cluster profiles", "restomod.launch.profile", "Profile", "`restomod launch --profile FILE`"),
 )
 """Heading, module, the dataclass that its YAML fills, and who reads that."""

@@ -86,13 +86,11 @@ class Slurm:
         key.chmod(0o400)
         munged = ["munged", "--foreground", "--force", f"--key-file={key}"]
         munged += [f"--{name}-file={folder}/munge.{name}" for name in ("pid", "log", "seed")]
-        self._start(*munged, f"--socket={folder}/munge.sock")
-        until((folder / "munge.sock").exists, 10)
-        self._start("slurmctld", "-D", "-i")
-        for name in names:
-            (folder / name).mkdir()
-            self._start("slurmd", "-D", "-N", name)
-        until(lambda: self("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == str(nodes), 30)
+        try:
+            self._begin(munged, names)
+        except BaseException:  # nobody else would end those that run
+            self.close()
+            raise
 
     def __call__(self, *command: str) -> str:
         """Run one of Slurm's commands; return what it prints."""
@@ -114,6 +112,15 @@ class Slurm:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
                     process.kill()
+
+    def _begin(self, munged: list[str], names: list[str]) -> None:
+        self._start(*munged, f"--socket={self._folder}/munge.sock")
+        until((self._folder / "munge.sock").exists, 10)
+        self._start("slurmctld", "-D", "-i")
+        for name in names:
+            (self._folder / name).mkdir()
+            self._start("slurmd", "-D", "-N", name)
+        until(lambda: self("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == str(len(names)), 30)
 
     def _start(self, *command: str) -> None:
         with (self._folder / f"{command[0]}.out").open("a") as log:

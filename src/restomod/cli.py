@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from restomod.errors import UserError
+from restomod.interrupts import SAVES, Interrupts, Stopped
 from restomod.train.launch import adopt_launcher, leave_code
+from restomod.train.stopping import REQUEUE_CODE
 from restomod.vectors import command as embed_command
 
 if TYPE_CHECKING:
@@ -114,6 +116,11 @@ def main() -> int:
     evaluate = command("eval", _eval, "evaluate a run's newest checkpoint on its held-out data")
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
+    finetune = command(
+        "finetune", _finetune, "fine-tune a model on labelled data; the same command goes on"
+    )
+    finetune.add_argument("recipe", nargs="+", metavar="CONFIG.yaml|key=value", help=RECIPE_HELP)
+
     average = command("average", _average, "average the weights of a run's checkpoints")
     average.add_argument("run", type=Path, metavar="RUN", help="run folder")
     which = average.add_mutually_exclusive_group()
@@ -175,7 +182,14 @@ def main() -> int:
     sweep.add_argument("--on", choices=("local", "slurm"), default="local", help="local by default")
     sweep.add_argument("--jobs", type=_positive, default=1, help="trials at a time; 1 by default")
     sweep.add_argument(
-        "--sbatch", default="", metavar="OPTIONS", help="sbatch's, as --sbatch='-p gpu'"
+        "--profile",
+        default="",
+        metavar="FILE",
+        help="the cluster's facts, as `restomod launch` takes them; launchers/profiles/slurm.yaml "
+        "if it is there",
+    )
+    sweep.add_argument(
+        "--sbatch", default="", metavar="OPTIONS", help="sbatch's, as --sbatch='--gres=gpu:1'"
     )
     sweep.add_argument("--json", action="store_true", help="the trials as one JSON object")
     launch = command("launch", _launch, "run a recipe on the nodes of a cluster")
@@ -196,8 +210,15 @@ def main() -> int:
     )
     launch.add_argument("--dry-run", action="store_true", help="show what would be submitted")
 
-    report = command("report", _report, "write a run's report.html")
-    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    report = command(
+        "report", _report, "write the page of a run, of several side by side, or of a sweep"
+    )
+    report.add_argument(
+        "run", nargs="+", type=Path, metavar="RUN", help="run folders, or one sweep's folder"
+    )
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="page to write; beside what it shows by default"
+    )
 
     arguments, rest = parser.parse_known_args()
     words = next((name for name in ("recipe", "card") if hasattr(arguments, name)), "")
@@ -216,6 +237,10 @@ def _guarded(run: Callable[[], int]) -> int:
         if error.alone or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
         return 2
+    except Stopped as stop:
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        sys.stderr.write(f"{stop}; the same command goes on:\n  {command}\n")
+        return 130 if stop.reason == "SIGINT" else REQUEUE_CODE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -323,12 +348,13 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from restomod.recipe import load_recipe
+    from restomod.strict import split_words
     from restomod.tools.plan import make_plan
     from restomod.tools.plan_parts import target
 
     aim = target(arguments, NODE_RANKS)
-    recipe = _read(arguments.recipe, aim.ranks, aim.node_ranks)
-    plan = make_plan(recipe, aim)
+    plan = make_plan(load_recipe(*split_words(arguments.recipe)), aim)
     sys.stdout.write(plan.text())
     if arguments.html:
         from restomod.tools.plan_page import write_page
@@ -363,6 +389,21 @@ def _eval(arguments: argparse.Namespace) -> int:
     from restomod.eval.heldout import evaluate_run
 
     sys.stdout.write(evaluate_run(arguments.run))
+    return 0
+
+
+def _finetune(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    from restomod.finetune.config import load_finetune
+    from restomod.strict import split_words
+
+    config = load_finetune(*split_words(arguments.recipe))
+    from restomod.finetune.run import describe, finetune
+
+    command = shlex.join(["restomod", "finetune", *arguments.recipe])
+    with Interrupts(SAVES).listening() as interrupts:
+        scores = finetune(config, interrupts, command)
+    sys.stdout.write(describe(config, scores))
     return 0
 
 
@@ -447,18 +488,22 @@ def _top(arguments: argparse.Namespace) -> int:
 
 def _sweep(arguments: argparse.Namespace) -> int:
     _set_up_process()
-    from restomod.sweep.jobs import Jobs, LocalJobs
+    from restomod.launch.profile import default_profile, load_profile
+    from restomod.sweep.jobs import Jobs, LocalJobs, Setting
     from restomod.sweep.run import run_sweep
     from restomod.sweep.slurm import SlurmJobs
 
     here, count = arguments.on == "local", arguments.jobs
-    if here and arguments.sbatch:
-        raise UserError("--sbatch: nothing reads it without --on slurm")
+    for option in ("sbatch", "profile"):
+        if here and getattr(arguments, option):
+            raise UserError(f"--{option}: nothing reads it without --on slurm")
+    path = arguments.profile or default_profile("slurm")
+    profile = load_profile(path) if path and not here else None
 
-    def jobs(environment: dict[str, str]) -> Jobs:
+    def jobs(setting: Setting) -> Jobs:
         if here:
-            return LocalJobs(count, environment)
-        return SlurmJobs(shlex.split(arguments.sbatch), environment)
+            return LocalJobs(count, setting.environment)
+        return SlurmJobs(setting, profile, shlex.split(arguments.sbatch), count)
 
     return run_sweep(arguments.file, count, arguments.json, sys.stdout.write, jobs, here)
 
@@ -483,7 +528,7 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from restomod.tools.report import write_report
+    from restomod.tools.reports import report
 
-    sys.stdout.write(f"{write_report(arguments.run)}\n")
+    sys.stdout.write(f"{report(arguments.run, arguments.out)}\n")
     return 0

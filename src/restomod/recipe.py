@@ -54,6 +54,13 @@ def load_recipe(paths: list[str | Path], overrides: list[str] | None = None) -> 
 def check_world(recipe: Recipe, world_size: int, node_ranks: int | None = None) -> None:
     """Raise UserError where the lanes, a phase's batch or the model cannot be shared by
     `world_size` ranks, of which a node runs `node_ranks` (None: all of them)."""
+    problems = world_problems(recipe, world_size, node_ranks)
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def world_problems(recipe: Recipe, world_size: int, node_ranks: int | None = None) -> list[str]:
+    """Return what `check_world` refuses."""
     problems = []
     shards = recipe.parallel.shards(world_size, node_ranks or world_size)
     if world_size % shards:
@@ -91,8 +98,7 @@ def check_world(recipe: Recipe, world_size: int, node_ranks: int | None = None) 
                 f"{math.gcd(*phase.batches.distinct)} rows (a smaller micro-batch helps), or, for "
                 f"a new run, first_rows and increment_rows that are multiples of {unit}"
             )
-    if problems:
-        raise UserError("\n".join(problems))
+    return problems
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -106,8 +112,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Return {dotted key: leaf} of a recipe or its plain form; phases are keyed by name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        value = {item.get("name", str(n)): item for n, item in enumerate(value)}
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        value = {str(item.get("name", n)): item for n, item in enumerate(value)}
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}

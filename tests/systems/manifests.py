@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ def check(path: Path) -> str:
     try:
         for document in yaml.safe_load_all(path.read_text()):
             kind = document.get("kind")
-            if kind is None:
+            if "parameters" in document:
+                check_sweep(document)
+            elif kind is None:
                 check_task(path)
             elif kind == "TrainJob":
                 check_train_job(document)
@@ -33,6 +36,14 @@ def check(path: Path) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {str(error)[:500]}"
     return ""
+
+
+def check_sweep(document: dict) -> None:
+    """W&B's package cannot be imported beside a new numpy; its schema can be read."""
+    import jsonschema
+
+    schema = metadata.distribution("sweeps").locate_file("sweeps/config/schema.json")
+    jsonschema.Draft7Validator(json.loads(Path(str(schema)).read_text())).validate(document)
 
 
 def check_task(path: Path) -> None:

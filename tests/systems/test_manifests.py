@@ -1,5 +1,5 @@
-"""Manifests, scripts and the Dockerfile against the schemas and linters of what takes them, in an
-environment of its own."""
+"""Manifests, scripts, sweeps and the Dockerfile against the schemas and linters of what takes them,
+in an environment of its own."""
 
 import json
 import os
@@ -13,6 +13,8 @@ import yaml
 from restomod.launch.profile import Mount, Profile
 from restomod.launch.render import SYSTEMS, Job, render
 from restomod.launch.submit import plan_job
+from restomod.sweep.jobs import Setting, Task
+from restomod.sweep.script import Cluster
 from tests.conftest import Tiny
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +87,20 @@ def test_manifests_fit_their_schemas_and_mistakes_do_not(jobs, tmp_path):
     assert [name for name, problem in found.items() if not problem] == []
 
 
+def test_shipped_sweeps_fit_wandbs_schema_and_mistakes_do_not(tmp_path):
+    files = {file.stem: file.read_text() for file in (ROOT / "yamls" / "sweeps").glob("*.yaml")}
+    assert len(files) == 3
+    assert problems(files, tmp_path) == dict.fromkeys(files, "")
+    wrong = {
+        "no-list": files["window-pattern"].replace("[16, 32, 64]", "16"),
+        "method": files["lr-batch"].replace("method: bayes", "method: bayesian"),
+        "stop": files["mask-rate"].replace("type: hyperband", "type: hyperbnd"),
+        "limit": files["lr-batch"].replace("    min: 3.0e-4\n", ""),
+    }
+    found = problems(wrong, tmp_path)
+    assert [name for name, problem in found.items() if not problem] == []
+
+
 def test_secrets_are_named_alone_and_pods_are_not_root(jobs):
     for kind in KINDS:
         text = render(jobs[f"kubernetes-{kind}"])
@@ -99,6 +115,14 @@ def test_secrets_are_named_alone_and_pods_are_not_root(jobs):
 def test_scripts_and_dockerfile_pass_their_linters(jobs, tmp_path):
     for name in ("slurm", "torchrun"):
         (tmp_path / f"{name}.sh").write_text(render(jobs[name]))
+    for name, before in (("plain", ["python"]), ("srun", ["srun", "python"])):
+        setting = Setting("rates", tmp_path, before, "60s", {}, True)
+        tasks = [
+            Task(n, f"rates-00{n}", [*before, "train.py", "a.yaml"], tmp_path / "log", tmp_path)
+            for n in range(2)
+        ]
+        script = Cluster(setting, jobs["slurm"].profile).script(tasks, 2)
+        (tmp_path / f"sweep-{name}.sh").write_text(script)
     scripts = sorted(tmp_path.glob("*.sh"))
     checks = [
         ["shellcheck", "--exclude=SC2016", *scripts, ROOT / ".ci" / "run"],  # quoted on purpose

@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from tests.conftest import Tiny, metrics
-from tests.slurm import Slurm, programs
 
 pytestmark = pytest.mark.slow
 
@@ -131,42 +130,3 @@ def test_wandbs_agent_runs_the_same_file(file, tmp_path, monkeypatch):
         assert len(metrics(run)) == 200
         # The run that W&B's server knows is the one that logs.
         assert list(run.glob(f"wandb/offline-run-*-run{n}"))
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory):
-    cluster = Slurm(tmp_path_factory.mktemp("slurm"), nodes=2)
-    yield cluster
-    cluster.close()
-
-
-@pytest.mark.skipif(
-    bool(programs()), reason="needs Slurm: apt-get install --no-install-recommends slurm-wlm munge"
-)
-def test_trials_on_slurm_outlive_the_sweep_and_losses_of_jobs(file, tmp_path, slurm, monkeypatch):
-    for name, value in slurm.environment.items():
-        monkeypatch.setenv(name, value)
-    folder = tmp_path / "rates"
-    options = ("--on", "slurm", "--jobs", "2", "--json", "--sbatch", "--time=10 --no-requeue")
-    sweep = start(file, *options)
-    try:
-        while len(metrics(folder / "rates-000")) < 6 or len(metrics(folder / "rates-001")) < 6:
-            assert sweep.poll() is None, sweep.communicate()
-            time.sleep(0.05)
-    finally:
-        sweep.send_signal(signal.SIGTERM)
-    _, errors = sweep.communicate(timeout=60)
-    assert sweep.returncode == 75
-    assert "the jobs of 2 trials go on; the same command follows them" in errors
-    numbers = slurm("squeue", "-h", "-o", "%i", "--sort=i").split()
-    assert len(numbers) == 2
-    slurm("scancel", numbers[0])  # its trial saves, and goes on in another job
-    again = start(file, *options)
-    printed, errors = again.communicate(timeout=400)
-    assert again.returncode == 0, errors
-    told = json.loads(printed)
-    assert [trial["state"] for trial in told["trials"]] == ["done", "done"]
-    resumes = sorted(len(metrics(folder / name, "resume")) for name in ("rates-000", "rates-001"))
-    assert resumes == [0, 1]
-    for name in ("rates-000", "rates-001"):
-        assert [line["step"] for line in metrics(folder / name)] == list(range(1, 201))

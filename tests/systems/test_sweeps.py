@@ -22,8 +22,6 @@ ROOT = Path(__file__).parents[2]
 
 
 class Child:
-    handle = ""
-
     def __init__(self, process):
         self._process = process
 
@@ -37,12 +35,15 @@ class Child:
 class Children:
     """Runs trials as the other tests run theirs."""
 
-    stops = True
+    stops, together = True, 0
 
-    def start(self, name, command, log, handle):
-        log.parent.mkdir(exist_ok=True)
-        words = command[command.index("train.py") + 1 :]
-        process = fork_server().Process(target=train_in_child, args=(words, {}, str(log)))
+    def start(self, tasks):
+        return [self._start(task) for task in tasks]
+
+    def _start(self, task):
+        task.log.parent.mkdir(exist_ok=True)
+        words = task.command[task.command.index("train.py") + 1 :]
+        process = fork_server().Process(target=train_in_child, args=(words, {}, str(task.log)))
         process.start()
         return Child(process)
 
@@ -67,7 +68,7 @@ def sweep(tiny: Tiny, tmp_path, monkeypatch):
     def run(**changes):
         file.write_text(yaml.safe_dump({**content, **changes}))
         printed: list[str] = []
-        code = run_sweep(file, 2, True, printed.append, lambda environment: Children())
+        code = run_sweep(file, 2, True, printed.append, lambda setting: Children())
         return code, json.loads("".join(printed))
 
     return run

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def hooks():
 
 
 def test_the_reference_has_every_key_of_a_recipe_with_its_default(hooks):
-    page = hooks.configuration()
+    page = hooks.configuration().partition("\n## Preparations")[0] + "\n##"
     sections = dict(re.findall(r"^### `([^`]+)`\n(.*?)(?=^##)", page, re.M | re.S))
     for key, value in flatten(dataclasses.asdict(Recipe())).items():
         if {f"{key}.NAME", f"{key}[n]"} & set(sections):
@@ -56,3 +57,12 @@ def test_the_messages_of_the_catalogue_are_in_the_code():
     assert len(quoted) > 35
     missing = [words for words in quoted if words not in joined and words not in source]
     assert missing == []
+
+
+def test_the_tables_of_two_trillion_tokens_are_what_the_script_prints(capsys):
+    spec = importlib.util.spec_from_file_location("t", DOCS.parent / "benchmarks/trillions.py")
+    module = sys.modules["t"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main()
+    for table in capsys.readouterr().out.strip().split("\n\n"):
+        assert table in (DOCS / "scale.md").read_text()

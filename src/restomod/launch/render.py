@@ -1,7 +1,8 @@
 """From a recipe and a profile to the text that a scheduler takes.
 
 In: a `Job`. Out: a script or a manifest, made from a template in launchers/, in which every value
-has been quoted by `words.py` for the language of the template. `submit.py` is the caller.
+has been quoted by `words.py` for the language of the template. `submit.py` is the caller; sweeps
+fill a template of their own with the same parts (`sweep/script.py`).
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def render(job: Job) -> str:
     """Return the script or manifest. Raises UserError for what cannot be written safely, and for a
     profile that does not suit the system."""
     _check(job)
-    return _fill(_template(job), _values(job))
+    return fill(_template(job), _values(job))
 
 
 def _template(job: Job) -> str:
@@ -86,16 +87,14 @@ def _check(job: Job) -> None:
             m.source for m in profile.mounts if not m.source.startswith(("/", "pvc:", "scratch:"))
         ]
         need(not bad, f"mounts: {bad}: write pvc:CLAIM, scratch: or an absolute path")
+    elif job.system == "slurm":
+        check_slurm(profile, job.recipe.faults.grace)
     else:
-        bad = [m.source for m in profile.mounts if m.source.startswith(("pvc:", "scratch:"))]
-        need(not bad, f"mounts: {bad}: only Kubernetes has such volumes")
-    need(
-        job.system != "slurm" or 2 * job.grace_s < parse_duration(profile.time_limit),
-        f"time_limit: {profile.time_limit} is not twice faults.grace {job.recipe.faults.grace}: "
-        "a run that is signalled while it starts saves nothing, and would start for ever",
-    )
-    if job.system in ("slurm", "torchrun") and profile.secrets:
-        need(bool(profile.secrets_file), "secrets_file: is missing: nodes read the secrets from it")
+        _check_volumes(profile)
+        need(
+            job.system != "torchrun" or not profile.secrets or bool(profile.secrets_file),
+            "secrets_file: is missing: nodes read the secrets from it",
+        )
     if job.system == "torchrun":
         hosts = profile.torchrun.hosts
         need(
@@ -104,16 +103,37 @@ def _check(job: Job) -> None:
         )
 
 
+def check_slurm(profile: Profile, grace: str) -> None:
+    """Raise UserError for a profile that does not suit Slurm, or does not suit a run with `grace`
+    between a signal and its end."""
+    _check_volumes(profile)
+    need(
+        2 * math.ceil(parse_duration(grace)) < parse_duration(profile.time_limit),
+        f"time_limit: {profile.time_limit} is not twice faults.grace {grace}: "
+        "a run that is signalled while it starts saves nothing, and would start for ever",
+    )
+    need(
+        not profile.secrets or bool(profile.secrets_file),
+        "secrets_file: is missing: nodes read the secrets from it",
+    )
+
+
+def _check_volumes(profile: Profile) -> None:
+    bad = [m.source for m in profile.mounts if m.source.startswith(("pvc:", "scratch:"))]
+    need(not bad, f"mounts: {bad}: only Kubernetes has such volumes")
+
+
+def environment(profile: Profile) -> dict[str, str]:
+    """Return the variables that a profile sets."""
+    network = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if profile.network_interface else ()
+    return {**profile.env, **dict.fromkeys(network, profile.network_interface)}
+
+
 def _values(job: Job) -> dict[str, Any]:
     profile, recipe = job.profile, job.recipe
     command = [profile.python, "-m", "restomod.launch.node"]
     command += ["--nodes", str(job.nodes), "--ranks-per-node", str(job.ranks)]
     command += ["--restarts", str(profile.restarts), "--peers-timeout", profile.peers_timeout]
-    env = dict(profile.env)
-    if profile.network_interface:
-        env |= dict.fromkeys(
-            ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), profile.network_interface
-        )
     name = label(recipe.run_name)
     return {
         "job": job,
@@ -124,12 +144,12 @@ def _values(job: Job) -> dict[str, Any]:
         "gpus": job.gpus,
         "command": command,
         "words": job.words,
-        "env": {**env, "RESTOMOD_COMMIT": job.commit},
+        "env": {**environment(profile), "RESTOMOD_COMMIT": job.commit},
         "grace_s": job.grace_s,
-        "time_limit": _slurm_time(parse_duration(profile.time_limit)),
+        "time_limit": slurm_time(parse_duration(profile.time_limit)),
         "output": profile.slurm.output or f"{job.run_folder}/logs/slurm-%j.log",
         "export": ",".join(SBATCH_EXPORT),
-        "in_container": _container(profile),
+        "in_container": container(profile),
         "hosts": profile.torchrun.hosts[: job.nodes],
         "mounts": [
             {
@@ -153,7 +173,7 @@ def _volume(source: str) -> Quoted:
     return Quoted(f"hostPath: {{path: {yaml(source)}, type: Directory}}")
 
 
-def _container(profile: Profile) -> list[str]:
+def container(profile: Profile) -> list[str]:
     """Return what stands between srun and the command: options of Pyxis', or Apptainer's own
     command."""
     workdir = profile.workdir or str(Path.cwd())
@@ -169,12 +189,14 @@ def _container(profile: Profile) -> list[str]:
     return []
 
 
-def _slurm_time(seconds: float) -> str:
+def slurm_time(seconds: float) -> str:
+    """Write a time limit as Slurm does."""
     minutes, rest = divmod(math.ceil(seconds), 60)
     return f"{minutes}:{rest:02d}"
 
 
-def _fill(template: str, values: dict[str, Any]) -> str:
+def fill(template: str, values: dict[str, Any]) -> str:
+    """Fill a template of launchers/; every value is quoted for its language."""
     import jinja2
 
     quote = words if template.endswith(".sh") else yaml
@@ -186,7 +208,7 @@ def _fill(template: str, values: dict[str, Any]) -> str:
 
     if not (TEMPLATES / template).is_file():
         raise UserError(f"{TEMPLATES / template} is missing: launch from a checkout of the project")
-    environment = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
         finalize=finalize,
@@ -196,5 +218,5 @@ def _fill(template: str, values: dict[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     # A `command` of the profile is one already.
-    environment.filters |= {"shell": words, "sbatch": sbatch, "pod": pod, "command": Quoted}
-    return environment.get_template(template).render(values)
+    templates.filters |= {"shell": words, "sbatch": sbatch, "pod": pod, "command": Quoted}
+    return templates.get_template(template).render(values)

@@ -208,15 +208,20 @@ class MaskedLM(nn.Module):
         return self._sums(hidden, positions, labels)
 
     def encode(
-        self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int | None = None,
+        row_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return hidden states [T, D] of input_ids [T], without dropout.
+        """Return hidden states [T, D] of input_ids [T]; in training mode, row_ids [k] ask for the
+        dropout of k rows of T/k tokens.
 
         Document n is cu_seqlens[n] to cu_seqlens[n + 1]; what follows the last one is padding,
         which no document sees. On CUDA, give max_seqlen to spare a host sync. Raises ValueError for
         bounds that do not rise from 0 to at most T (on CUDA only without max_seqlen).
         """
-        return self.encoder.final_norm(self._stream(input_ids, cu_seqlens, max_seqlen))
+        return self.encoder.final_norm(self._stream(input_ids, cu_seqlens, max_seqlen, row_ids))
 
     def logits(
         self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
@@ -233,7 +238,13 @@ class MaskedLM(nn.Module):
         sums = self._sums(self._stream(input_ids, cu_seqlens, max_seqlen), kept, labels[kept])
         return sums.objective / sums.predictions.clamp(min=1)
 
-    def _stream(self, input_ids: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
+    def _stream(
+        self,
+        input_ids: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int | None,
+        row_ids: Tensor | None = None,
+    ) -> Tensor:
         tokens = input_ids.shape[0]
         cu_seqlens = cu_seqlens.to(torch.int32)
         if max_seqlen is None or cu_seqlens.device.type == "cpu":
@@ -250,7 +261,8 @@ class MaskedLM(nn.Module):
             1, -(-tokens // max_seqlen) + 1, dtype=torch.int32, device=cu_seqlens.device
         )
         cu_seqlens = torch.cat([cu_seqlens, ends.clamp(max=tokens)])
-        return self.encoder(input_ids, _position_ids(cu_seqlens, tokens), cu_seqlens, max_seqlen)
+        position_ids = _position_ids(cu_seqlens, tokens)
+        return self.encoder(input_ids, position_ids, cu_seqlens, max_seqlen, row_ids)
 
     def _sums(self, stream: Tensor, positions: Tensor, labels: Tensor) -> LossSums:
         hidden = self.encoder.final_norm(stream[positions])  # only where something is predicted

@@ -82,9 +82,14 @@ _EXPORT_ONLY: dict[str, Any] = {
     "sparse_prediction": False,
 }
 
+_CLASSIFIERS = ("ModernBertForSequenceClassification", "ModernBertForTokenClassification")
+_OF_CLASSIFIERS = ("id2label", "label2id", "problem_type")
 
-def load_transformers(folder: str | Path) -> MaskedLM:
+
+def load_transformers(folder: str | Path, *, backbone: bool = False) -> MaskedLM:
     """Load a ModernBERT masked-language model, in float32, on the CPU, in eval mode.
+
+    `backbone` also takes a classifier's encoder and head, with zeros for the decoder's bias.
 
     Remembers the fields of config.json and the dtypes of the weights, so that saving the model
     unchanged gives the same. Raises UserError if the folder holds something else, or what our
@@ -94,6 +99,12 @@ def load_transformers(folder: str | Path) -> MaskedLM:
     fields = _read_fields(folder)
     config = _encoder_config(folder, fields)
     theirs = _read_weights(folder)
+    if backbone and (fields.get("architectures") or [""])[0] in _CLASSIFIERS:
+        fields = {name: x for name, x in fields.items() if name not in _OF_CLASSIFIERS}
+        fields["architectures"] = ["ModernBertForMaskedLM"]
+        theirs = {name: x for name, x in theirs.items() if not name.startswith("classifier.")}
+        if config.decoder_bias:
+            theirs[transformers_name("head.bias")] = torch.zeros(config.vocab_size)
     with torch.device("meta"):
         model = MaskedLM(config)
     weights = {}

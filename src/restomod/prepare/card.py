@@ -11,14 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import TypedDict
 
 from restomod.errors import UserError
 from restomod.prepare import card_sections as sections
 from restomod.prepare.card_figures import lengths
 from restomod.prepare.card_values import text
-from restomod.tools import pages
+from restomod.tools.pages import Page, Part, write_page
 
 
 class SourceCard(TypedDict, total=False):
@@ -109,35 +108,29 @@ def write_card(manifest: Mapping[str, object], path: Path) -> None:
     """
     if not isinstance(manifest, Mapping):
         raise UserError(f"{path}: a data card needs a manifest, not a {type(manifest).__name__}")
-    parts = [
-        ("domains", "Domains", sections.domains(manifest)),
-        ("sources", "Sources", sections.sources(manifest)),
-        ("stages", "What was dropped, and why", sections.stages(manifest)),
-        ("lengths", "Length of documents", lengths(manifest)),
-        ("tokenizer", "Tokenizer", sections.tokenizer(manifest)),
-        ("rejects", "Examples of what was dropped", sections.rejects(manifest)),
-        ("versions", "Versions", sections.versions(manifest)),
-    ]
-    parts = [part for part in parts if part[2]]
-    notices = sections.notices(manifest)
-    page = Template(PAGE).substitute(
-        style=pages.style() + EXTRA_STYLE,
-        name=escape(text(manifest, "name") or path.stem),
-        description=escape(text(manifest, "description")),
-        summary=sections.summary(manifest),
-        notices="".join(f"<li>{escape(notice)}</li>" for notice in notices),
-        status=sections.status(manifest),
-        links="".join(f'<a href="#{slug}">{title}</a>' for slug, title, _ in parts),
-        sections="".join(
-            f'<section id="{slug}"><h2>{title}</h2>{body}</section>' for slug, title, body in parts
-        ),
-        created=escape(text(manifest, "created") or "at an unknown time"),
-    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        pages.write_page(path, page)
     except OSError as error:
-        raise UserError(f"{path}: the data card cannot be written: {error.strerror}") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    page = Page(
+        kind="data card",
+        name=text(manifest, "name") or path.stem,
+        summary=[escape(text(manifest, "description")), sections.summary(manifest)],
+        parts=[
+            Part("domains", "Domains", sections.domains(manifest)),
+            Part("sources", "Sources", sections.sources(manifest)),
+            Part("stages", "What was dropped, and why", sections.stages(manifest)),
+            Part("lengths", "Length of documents", lengths(manifest)),
+            Part("tokenizer", "Tokenizer", sections.tokenizer(manifest)),
+            Part("rejects", "Examples of what was dropped", sections.rejects(manifest)),
+            Part("versions", "Versions", sections.versions(manifest)),
+        ],
+        notices=sections.notices(manifest),
+        status=sections.status(manifest),
+        footer=f"Prepared {text(manifest, 'created') or 'at an unknown time'}.",
+        style=EXTRA_STYLE,
+    )
+    write_page(path, page)
 
 
 EXTRA_STYLE = """
@@ -148,33 +141,4 @@ table.names2 :is(th, td):nth-child(-n+2) { text-align: left; }
 table.names3 :is(th, td):nth-child(-n+3) { text-align: left; }
 .scroll + .scroll, .where + .scroll { margin-top: 1.25rem; }
 article h3 { margin-bottom: .4rem; overflow-wrap: anywhere; }
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>$name: data card</title>
-<style>$style</style>
-</head>
-<body>
-<header>
-  <p class="eyebrow">restomod data card</p>
-  <h1>$name</h1>
-  <p class="summary">$description</p>
-  <p class="summary">$summary</p>
-  <ul class="notices">$notices</ul>
-  <dl class="status">$status</dl>
-</header>
-<nav aria-label="Sections">$links</nav>
-<main>
-$sections
-</main>
-<footer>Prepared $created.</footer>
-</body>
-</html>
 """

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from restomod.prepare.card_values import Manifest, by_domain, counts_of
-from restomod.tools.charts import si, tick_labels, y_scale
+from restomod.tools.charts import opening, si, tick_labels, y_grid, y_scale
 
 SHOWN_HISTOGRAMS = 12
 MOST_DIGITS = 12
@@ -72,14 +72,9 @@ def columns(name: str, title: str, unit: str, counts: Mapping[int, float]) -> st
         f"is {counts[top]:,.0f} {unit}."
     )
     out = [
-        f'<svg class="plot" role="img" aria-labelledby="{name}-t {name}-d">',
-        f'<title id="{name}-t">{escape(title)}</title>',
-        f'<desc id="{name}-d">{described}</desc>',
+        opening(name, f"{title}: {unit} by length", described),
+        *y_grid(scale, tick_labels(scale.ticks)),
     ]
-    for tick, label in zip(scale.ticks, tick_labels(scale.ticks), strict=True):
-        at = f"{scale(tick) / 10:.2f}%"
-        out.append(f'<line class="grid" x2="100%" y1="{at}" y2="{at}"/>')
-        out.append(f'<text class="y" x="0" y="{at}" dx="-8" dy=".33em">{label}</text>')
     for place, (length, count) in enumerate(counts.items()):
         left, height = place * width, (1000 - scale(count)) / 10
         out.append(

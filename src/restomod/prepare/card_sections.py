@@ -15,10 +15,8 @@ from restomod.prepare.card_values import (
     UNNAMED,
     Manifest,
     by_domain,
-    bytes_text,
     counts_of,
     measure_of,
-    plain,
     ratio,
     records,
     share_bar,
@@ -26,9 +24,8 @@ from restomod.prepare.card_values import (
     total_of,
 )
 from restomod.tools.charts import duration, si
+from restomod.tools.markup import NONE, bytes_text, passage, plain, table, times
 from restomod.tools.metrics_log import number, numbers
-from restomod.tools.report_figures import table
-from restomod.tools.report_sections import NONE
 
 SHOWN_REJECTS = 60
 SHOWN_CHARACTERS = 1200
@@ -46,8 +43,8 @@ def summary(manifest: Manifest) -> str:
     return f"{of_tokens}{si(documents)} documents{of_text}, from {len(sources)} source{plural}."
 
 
-def status(manifest: Manifest) -> str:
-    """Write the data set's numbers, each with what it means."""
+def status(manifest: Manifest) -> list[tuple[str, str, str]]:
+    """Return the data set's numbers, each with what it means."""
     sources, stages = list(records(manifest, "sources")), list(records(manifest, "stages"))
     documents, tokens, size = (total_of(sources, key) for key in COUNTS)
     licences = {text(source, "licence") for source in sources} - {""}
@@ -60,15 +57,15 @@ def status(manifest: Manifest) -> str:
         ("Text", bytes_text(size), "UTF-8"),
         ("Mean length", ratio(tokens, documents, 0), "tokens of a document"),
         ("Bytes per token", ratio(size, tokens), ""),
-        ("Sources", f"{len(sources)}", f"{len(licences)} licences named"),
+        (
+            "Sources",
+            f"{len(sources)}",
+            f"{times(len(licences), 'licence')} named",
+        ),
         ("Kept", NONE if kept is None or not read else f"{kept / read:.1%}", "of documents read"),
         ("Wall time", NONE if seconds is None else duration(seconds), ""),
     ]
-    return "".join(
-        f"<div><dt>{label}</dt><dd><b>{value}</b><small>{note}</small></dd></div>"
-        for label, value, note in cells
-        if value != NONE
-    )
+    return [cell for cell in cells if cell[1] != NONE]
 
 
 def notices(manifest: Manifest) -> list[str]:
@@ -263,7 +260,7 @@ def rejects(manifest: Manifest) -> str:
         notes = [escape(text(reject, key)) for key in ("detail", "source", "origin")]
         cards.append(
             f"<article><h3>{escape(title or UNNAMED)}</h3>"
-            f'<pre tabindex="0">{escape(said)}</pre><p>{"<br>".join(filter(None, notes))}</p>'
+            f"{passage(escape(said))}<p>{'<br>'.join(filter(None, notes))}</p>"
             "</article>"
         )
     if not cards:

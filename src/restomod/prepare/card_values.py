@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from restomod.tools.markup import NONE, bar
 from restomod.tools.metrics_log import number
-from restomod.tools.report_sections import NONE
 
 Manifest = Mapping[str, object]
 COUNTS = ("documents", "tokens", "text_bytes")
@@ -60,25 +60,12 @@ def measure_of(sources: Sequence[Manifest]) -> str:
     return "tokens" if all(number(s.get("tokens")) is not None for s in sources) else "text_bytes"
 
 
-def plain(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.0f}"
-
-
-def bytes_text(value: float | None) -> str:
-    if value is None:
-        return NONE
-    for factor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= factor:
-            return f"{value / factor:.3g} {unit}"
-    return f"{value:.0f} bytes"
-
-
 def share_bar(value: float | None, total: float | None) -> str:
     """Write a share as a bar and in percent."""
     if value is None or not total:
         return NONE
     share = min(1.0, max(0.0, value / total))
-    return f'<span class="bar"><i style="width:{100 * share:.1f}%"></i></span>{share:.1%}'
+    return f"{bar(share)}{share:.1%}"
 
 
 def ratio(value: float | None, per: float | None, digits: int = 2) -> str:

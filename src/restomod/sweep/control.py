@@ -6,30 +6,38 @@ that ran stopped and saved. `run.py` calls this.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import signal
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from restomod.errors import UserError
+from restomod.interrupts import Interrupts
 from restomod.recipe import load_recipe
 from restomod.strict import split_words
 from restomod.sweep.file import SweepFile
-from restomod.sweep.jobs import Job, Jobs
+from restomod.sweep.jobs import Job, Jobs, Task
 from restomod.sweep.readings import Readings
-from restomod.sweep.study import DIVERGED, DONE, FAILED, IMPOSSIBLE, STOPPED, Study, Trial
+from restomod.sweep.study import (
+    DIVERGED,
+    DONE,
+    FAILED,
+    IMPOSSIBLE,
+    STOPPED,
+    UNFINISHED,
+    Study,
+    Trial,
+)
 from restomod.train.stopping import REQUEUE, REQUEUE_CODE, STOP, read_requeue
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.5
+POLL_S, LOOKS_PER_S = 0.5, 100
+"""Between two looks at trials; and how many, at most: of an array they are on a shared disk."""
 FAILURES_IN_A_ROW = 3
 """Trials that fail one after the other and end the sweep: something is wrong with all of them."""
 LOG_TAIL_BYTES = 20_000
@@ -46,27 +54,6 @@ class Running:
     """Readings that were looked at."""
     worse: bool = False
     """Whether it was told to stop for good."""
-
-
-class Interrupts:
-    """Notes SIGTERM and Ctrl-C; a second Ctrl-C ends the process."""
-
-    def __init__(self) -> None:
-        self.asked = ""
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[Interrupts]:
-        before = {n: signal.signal(n, self._note) for n in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
 
 
 class Control:
@@ -102,8 +89,8 @@ class Control:
         """
         told = False
         while True:
-            while not self._stopping and len(self._running) < self._at_a_time:
-                if not self._start_one():
+            while not self._stopping and self._room:
+                if not self._start_some():
                     break
             if self._stopping and not told:
                 told = True
@@ -112,7 +99,7 @@ class Control:
                 break
             if told and not self._jobs.stops:
                 break
-            time.sleep(POLL_S)
+            time.sleep(max(POLL_S, len(self._running) / LOOKS_PER_S))
             for running in list(self._running):
                 self._look(running)
         if self._failures >= FAILURES_IN_A_ROW:
@@ -126,6 +113,10 @@ class Control:
         if not self._running:
             return
         if not self._jobs.stops:
+            if not self._interrupts.asked:
+                self._jobs.withdraw()
+                log.info("jobs that have begun go on; the same command follows them")
+                return
             log.info(
                 "the jobs of %d trials go on; the same command follows them", len(self._running)
             )
@@ -135,35 +126,51 @@ class Control:
         for running in self._running:
             running.job.stop()
 
-    def _start_one(self) -> bool:
-        """Start the next trial that can be; return whether there was one to try."""
-        trial = self._waiting.popleft() if self._waiting else self._study.next()
-        if trial is None:
-            return False
+    @property
+    def _room(self) -> int:
+        """Trials that may be started now."""
+        if self._jobs.together:
+            return 0 if self._running else self._jobs.together
+        return self._at_a_time - len(self._running)
+
+    def _start_some(self) -> bool:
+        """Start the next trials that there is room for; return whether others can be tried now."""
+        ready: list[tuple[Trial, Task]] = []
+        while len(ready) < self._room and not self._stopping:
+            trial = self._waiting.popleft() if self._waiting else self._study.next()
+            if trial is None:
+                break
+            if task := self._task(trial):
+                ready.append((trial, task))
+        jobs = self._jobs.start([task for _, task in ready]) if ready else []
+        for (trial, task), job in zip(ready, jobs, strict=True):
+            if job is None:
+                if trial.number not in self._told:
+                    log.info("%s: waits for what runs to end", task.name)
+                self._told.add(trial.number)
+                self._waiting.append(trial)
+                continue
+            self._study.note(trial, state=UNFINISHED, note="")
+            log.info("%s: %s", task.name, " ".join(self._sweep.given(trial.values)))
+            self._running.append(Running(trial, job, Readings(task.run_folder, self._metric)))
+        return bool(jobs) and None not in jobs
+
+    def _task(self, trial: Trial) -> Task | None:
+        """Return what a trial runs; None if it has ended without that."""
         if trial.facts.get("worse"):  # told to stop by a process that did not see it stop
             self._finish(trial, STOPPED, self._readings(trial), "")
-            return True
+            return None
         words = self._words(trial)
         try:
             load_recipe(*split_words(words))
         except UserError as error:
             self._finish(trial, IMPOSSIBLE, None, str(error))
-            return True
+            return None
         command = [*self._sweep.before_program(), self._sweep.program, *words]
-        job = self._jobs.start(
-            self.name(trial), command, self.log(trial), trial.facts.get("job", "")
-        )
-        if job is None:
-            if trial.number not in self._told:
-                log.info("%s: waits for its last process to end", self.name(trial))
-            self._told.add(trial.number)
-            self._waiting.append(trial)
-            return False
         (self._run_folder(trial) / STOP).unlink(missing_ok=True)
-        self._study.note(trial, state="unfinished", note="", job=job.handle)
-        log.info("%s: %s", self.name(trial), " ".join(self._sweep.given(trial.values)))
-        self._running.append(Running(trial, job, Readings(self._run_folder(trial), self._metric)))
-        return True
+        return Task(
+            trial.number, self.name(trial), command, self.log(trial), self._run_folder(trial)
+        )
 
     @property
     def _metric(self) -> str:
@@ -215,7 +222,6 @@ class Control:
 
     def _ended(self, running: Running, code: int) -> None:
         trial, readings = running.trial, running.readings
-        self._study.note(trial, job="")
         folder = self._run_folder(trial)
         requeue = read_requeue(folder)
         stopped = requeue is not None or code == REQUEUE_CODE

@@ -20,6 +20,8 @@ from restomod.sweep.space import WANDBS_ONLY, Parameter, impossible_parameter
 MACROS = ("${env}", "${interpreter}", "${program}", "${args_no_hyphens}")
 """Words of `command` that W&B's agent and we replace."""
 METRIC = re.compile(r"train/\w+|eval/[^/]+/(loss|accuracy)")
+COPY = "sweep.yaml"
+"""In a sweep's folder: the file that its trials were drawn from."""
 OURS = ("run_name", "runs_dir")
 """Recipe keys that tell trials apart, which no parameter may set."""
 
@@ -93,6 +95,11 @@ class SweepFile:
     image_uri: Any = field(default=None, metadata=WANDBS_ONLY)
     metrics: Any = field(default=None, metadata=WANDBS_ONLY)
     scheduler: Any = field(default=None, metadata=WANDBS_ONLY)
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether no trial depends on how others went."""
+        return self.method != "bayes" and self.early_terminate is None
 
     def run_name(self, number: int) -> str:
         """Return a trial's run_name: the same whenever it runs."""

@@ -1,8 +1,8 @@
 """What runs a sweep's trials: here, processes on this machine; `slurm.py` has Slurm's jobs.
 
-In: a command line and a log file. Out: a `Job` that can be asked whether it has ended and told to
-stop. The log is locked as long as its process lives: a sweep that was killed and goes on waits for
-what it had started.
+In: tasks, each a command line and a log file. Out: for each a `Job` that can be asked whether it
+has ended and told to stop. The log is locked as long as its process lives: a sweep that was killed
+and goes on waits for what it had started.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -24,14 +25,43 @@ PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None)
 
 
-class Job(Protocol):
-    """A trial that runs."""
+@dataclass(frozen=True)
+class Setting:
+    """What all trials of a sweep share."""
 
-    handle: str
-    """By which another process finds the job again; empty if it cannot."""
+    name: str
+    folder: Path
+    before_program: list[str]
+    """Words of the command in front of the program."""
+    grace: str
+    """Time between a signal and the end, as the recipe says."""
+    environment: dict[str, str]
+    """Further variables."""
+    foreseen: bool
+    """Whether no trial depends on how others went: all may be handed over at once."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial, as what runs it sees it."""
+
+    number: int
+    name: str
+    command: list[str]
+    log: Path
+    run_folder: Path
+
+    @property
+    def code(self) -> Path:
+        """File in which a job leaves its exit code."""
+        return self.log.with_suffix(".code")
+
+
+class Job(Protocol):
+    """A trial that runs, or waits for its turn."""
 
     def code(self) -> int | None:
-        """Return the exit code, or None as long as the job goes on."""
+        """Return the exit code, once, or None as long as the job goes on."""
 
     def stop(self) -> None:
         """Ask the run to save and end."""
@@ -42,15 +72,19 @@ class Jobs(Protocol):
 
     stops: bool
     """Whether trials end with the sweep's process."""
+    together: int
+    """Trials that are handed over at once, when none runs, to be run some at a time; 0: each when
+    its turn has come."""
 
-    def start(self, name: str, command: Sequence[str], log: Path, handle: str) -> Job | None:
-        """Start a trial, or find the one of this handle; None if that is not possible yet."""
+    def start(self, tasks: Sequence[Task]) -> list[Job | None]:
+        """Start trials, or find those that run; None for one that has to wait."""
+
+    def withdraw(self) -> None:
+        """Take back what has not begun to run."""
 
 
 class LocalJob:
     """A process."""
-
-    handle = ""
 
     def __init__(self, process: subprocess.Popen[bytes], leave: Callable[[], None]) -> None:
         self._process = process
@@ -70,7 +104,7 @@ class LocalJob:
 class LocalJobs:
     """Runs up to `jobs` processes, each with its share of cores and GPUs."""
 
-    stops = True
+    stops, together = True, 0
 
     def __init__(self, jobs: int, environment: dict[str, str]) -> None:
         """`environment` is added to that of this process."""
@@ -78,17 +112,23 @@ class LocalJobs:
         self._jobs = jobs
         self._environment = environment
 
-    def start(self, name: str, command: Sequence[str], log: Path, handle: str) -> Job | None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
+    def start(self, tasks: Sequence[Task]) -> list[Job | None]:
+        return [self._start(task) for task in tasks]
+
+    def withdraw(self) -> None:
+        """Whatever was started runs."""
+
+    def _start(self, task: Task) -> Job | None:
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        with task.log.open("ab") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except BlockingIOError:  # its last process has not ended
                 return None
             place = self._free[0]
             try:
                 process = subprocess.Popen(
-                    command,
+                    task.command,
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -97,7 +137,7 @@ class LocalJobs:
                     preexec_fn=_end_with_parent,
                 )
             except OSError as error:
-                raise UserError(f"command: {command[0]} cannot be started: {error}") from error
+                raise UserError(f"command: {task.command[0]} cannot be started: {error}") from error
             self._free.remove(place)
         return LocalJob(process, lambda: self._free.append(place))
 

@@ -1,36 +1,40 @@
-"""Write sweep.html: a sweep's trials in parallel coordinates, in a table, and how their recipes
-differ; one page that opens from a file, offline.
+"""Write sweep.html: a sweep's trials in parallel coordinates, in a table, their curves, and how
+their recipes differ; one page that opens from a file, offline.
 
-In: the sweep file, its trials, their run folders. Out: the page. The style is the run report's.
+In: the sweep file, its trials, their run folders. Out: the page. The sweep writes it, and `restomod
+report` anew at any time.
 """
 
 from __future__ import annotations
 
-import re
+import functools
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from restomod.recipe import flatten
-from restomod.sweep.file import OURS, SweepFile
+from restomod.sweep.file import COPY, OURS, SweepFile, load_sweep
 from restomod.sweep.parallel import highlights, parallel_coordinates
-from restomod.sweep.study import DONE, Trial
+from restomod.sweep.study import DONE, Trial, recorded_trials
 from restomod.sweep.table import best, cells, head, ranked, show
-from restomod.tools import pages
-from restomod.tools.report_figures import table
+from restomod.tools.compare_figures import Shown, figures, style_of
+from restomod.tools.differences import differences
+from restomod.tools.markup import key, table
+from restomod.tools.metrics_log import RunLog, read_log
+from restomod.tools.pages import Page, Part, write_page
+from restomod.tools.run_record import METRICS, read_config
 
 PAGE = "sweep.html"
+NAMED = 8
+"""Trials whose curves have colours and names, the best ones."""
 STYLE = """
 :root { --faded: #cfd3d8; }
 @media (prefers-color-scheme: dark) { :root { --faded: #3a3f47; } }
 .summary { overflow-wrap: anywhere; }
-.frame { padding: 2.6rem 3.4rem 1rem 4.2rem; width: max-content; min-width: 100%; }
-.plot .axis { stroke: var(--soft); pointer-events: none; }
-.plot text, .plot text.axis { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
+.parallel .frame { padding: 2.6rem 3.4rem 1rem 4.2rem; width: max-content; min-width: 100%; }
+.plot line.axis { stroke: var(--soft); pointer-events: none; }
+.parallel text { paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 .plot text.axis { fill: var(--ink); font-weight: 600; pointer-events: auto; }
+.rest { --stroke: var(--faded); }
 .trial path { stroke: var(--stroke); stroke-width: var(--width, 1.8); }
 .trial.stopped path { stroke-dasharray: 5 4; }
 .trial .hit { stroke: transparent; stroke-width: 14; pointer-events: stroke; }
@@ -38,51 +42,86 @@ STYLE = """
 .trials td:nth-child(2), .trials th:nth-child(2) { text-align: left; }
 .trials tr:hover { background: var(--tint); }
 .trials td:last-child { white-space: pre-wrap; text-align: left; width: 30%; }
-"""
-HTML = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{name}: sweep</title>
-<style>{style}</style>
-</head>
-<body>
-<header>
-  <p class="eyebrow">restomod sweep</p>
-  <h1>{name}</h1>
-  <p class="summary">{summary}</p>
-</header>
-<main>
-{sections}
-</main>
-</body>
-</html>
+.trials td:last-child:not(:empty) { min-width: 16rem; }
 """
 
 
-def write_page(sweep: SweepFile, trials: list[Trial], folder: Path) -> Path:
-    """Write the page into the sweep's folder and return its path."""
+def rewrite_page(folder: Path, out: Path | None) -> Path:
+    """Write the page of a sweep that may be running; raises UserError if it cannot be read."""
+    sweep = load_sweep(folder / COPY)
+    return write_sweep_page(sweep, recorded_trials(sweep, folder), folder, out)
+
+
+def write_sweep_page(
+    sweep: SweepFile, trials: list[Trial], folder: Path, out: Path | None = None
+) -> Path:
+    """Write the page, into the sweep's folder by default, and return its path."""
+    shown = _shown(sweep, trials, folder)
+    keys = {int(run.name): key(run.style) for run in shown if run.listed}
+    charts = figures(shown)[0] if shown else ""
+    note = f"The best {NAMED} have colours and names. " if len(shown) > NAMED else ""
+    curves = f'<p class="note">{note}A row of the table lights up its trial\'s curves.</p>'
+    configs = {
+        f"{trial.number:03d}": read_config(folder / sweep.run_name(trial.number), [])[1]
+        for trial in trials
+    }
+    page = Page(
+        kind="sweep",
+        name=sweep.name,
+        summary=[_summary(sweep, trials)],
+        parts=[
+            Part("parallel", "Parallel coordinates", _parallel(sweep, trials)),
+            Part("trials", "Trials", _trials(sweep, trials, keys)),
+            Part(
+                "curves", "Curves", f'{curves}<div class="charts">{charts}</div>' if charts else ""
+            ),
+            Part("differences", "What differs between the recipes", differences(configs, OURS)),
+        ],
+        axis=bool(charts),
+        style=STYLE + highlights(trials),
+    )
+    return write_page(out or folder / PAGE, page)
+
+
+def _shown(sweep: SweepFile, trials: list[Trial], folder: Path) -> list[Shown]:
+    """Return the trials that have trained, the best first."""
+    logs = []
+    for trial in ranked(sweep, trials):
+        path = folder / sweep.run_name(trial.number) / METRICS
+        try:
+            stat = path.stat()
+            log = _log(path, stat.st_mtime_ns, stat.st_size)
+        except OSError:
+            continue
+        if log.train_lines:
+            logs.append((trial.number, log))
+    return [
+        Shown(
+            f"{number:03d}",
+            f"{style_of(place) if place < NAMED else 'rest'} trial-{number}",
+            log,
+            listed=place < NAMED,
+        )
+        for place, (number, log) in enumerate(logs)
+    ]
+
+
+@functools.lru_cache(maxsize=512)
+def _log(path: Path, written_ns: int, size: int) -> RunLog:
+    """Read a trial's log: once for all pages that a sweep writes, unless it has grown."""
+    return read_log(path)
+
+
+def _parallel(sweep: SweepFile, trials: list[Trial]) -> str:
     plot = parallel_coordinates(sweep, trials)
     note = "The better, the stronger its colour; dashed lines were stopped early."
-    figure = f'<div class="scroll"><div class="frame">{plot}</div></div><p class="note">{note}</p>'
-    differing = differences(sweep, trials, folder)
-    parts = [
-        ("Parallel coordinates", f'<div class="chart wide">{figure}</div>' if plot else ""),
-        ("Trials", _trials(sweep, trials)),
-        ("What differs between the recipes", differing),
-    ]
-    page = HTML.format(
-        name=escape(sweep.name),
-        style=pages.style() + STYLE + highlights(trials),
-        summary=_summary(sweep, trials),
-        sections="".join(f"<section><h2>{t}</h2>{body}</section>" for t, body in parts if body),
+    if not plot:
+        return ""
+    return (
+        f'<div class="chart wide parallel"><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="Parallel coordinates"><div class="frame">{plot}</div></div>'
+        f'<p class="note">{note}</p></div>'
     )
-    pages.write_page(folder / PAGE, page)
-    return folder / PAGE
 
 
 def _summary(sweep: SweepFile, trials: Sequence[Trial]) -> str:
@@ -96,38 +135,17 @@ def _summary(sweep: SweepFile, trials: Sequence[Trial]) -> str:
     return escape(f"{about}{text}.")
 
 
-def _trials(sweep: SweepFile, trials: list[Trial]) -> str:
+def _trials(sweep: SweepFile, trials: list[Trial], keys: dict[int, str]) -> str:
     rows = ranked(sweep, trials)
-    text = table(
+    return table(
         head(sweep),
-        [[escape(cell) for cell in cells(sweep, trial)] for trial in rows],
+        [_row(keys.get(trial.number, ""), cells(sweep, trial)) for trial in rows],
         "Trials",
-        "wide trials",
+        "wide trials named",
+        [f"row-{trial.number}" for trial in rows],
     )
-    numbers = iter(rows)
-    before, tag, body = text.partition("<tbody>")
-    return before + tag + re.sub("<tr>", lambda _: f'<tr id="row-{next(numbers).number}">', body)
 
 
-def differences(sweep: SweepFile, trials: Sequence[Trial], folder: Path) -> str:
-    """Compare the resolved recipes of the runs: one row for each key in which any two differ."""
-    recipes = {}
-    for trial in trials:
-        config = folder / sweep.run_name(trial.number) / "config.yaml"
-        try:
-            recipes[trial.number] = flatten(yaml.safe_load(config.read_text()))
-        except (OSError, yaml.YAMLError):
-            continue
-    keys = dict.fromkeys(key for recipe in recipes.values() for key in recipe)
-
-    def shown(value: Any) -> str:
-        return "" if value is None else escape(show(value))
-
-    rows = [
-        [escape(key), *(shown(recipe.get(key)) for recipe in recipes.values())]
-        for key in keys
-        if key not in OURS and len({str(recipe.get(key)) for recipe in recipes.values()}) > 1
-    ]
-    if not rows:
-        return ""
-    return table(["key", *(f"{n:03d}" for n in recipes)], rows, "What differs between the recipes")
+def _row(key: str, texts: list[str]) -> list[str]:
+    first, *others = map(escape, texts)
+    return [key + first, *others]

@@ -16,7 +16,7 @@ from restomod.sweep.file import SweepFile
 from restomod.sweep.space import Parameter
 from restomod.sweep.study import DONE, Trial
 from restomod.sweep.table import ranked, short_names, show
-from restomod.tools.charts import tick_labels, y_scale
+from restomod.tools.charts import CURVES, opening, tick_labels, y_scale
 
 LOG_FROM = 20.0
 """Factor from which an axis of drawn numbers is logarithmic."""
@@ -45,16 +45,14 @@ def parallel_coordinates(sweep: SweepFile, trials: list[Trial]) -> str:
     ]
     axes.append(_measured(sweep.metric.name, [trial.value for trial in shown], LOG_FROM))
     out = [
-        '<svg class="plot" role="img" aria-labelledby="parallel-t parallel-d" '
-        f'style="min-width:{AXIS_REM * (len(axes) - 1)}rem">',
-        f'<title id="parallel-t">{escape(sweep.name)}: parameters and '
-        f"{escape(sweep.metric.name)}</title>",
-        '<desc id="parallel-d">A line for each trial; the table below has the numbers.</desc>',
+        opening(
+            "parallel",
+            f"{sweep.name}: parameters and {sweep.metric.name}",
+            "A line for each trial; the table below has the numbers.",
+            f'style="min-width:{AXIS_REM * (len(axes) - 1)}rem"',
+        ),
+        CURVES,
     ]
-    out.append(
-        '<svg class="curves" width="100%" height="100%" viewBox="0 0 1000 1000" '
-        'preserveAspectRatio="none">'
-    )
     for place in reversed(range(len(shown))):  # the best on top
         out.append(_line(shown[place], place / (len(shown) - 1), axes, sweep))
     out.append("</svg>")
@@ -64,9 +62,9 @@ def parallel_coordinates(sweep: SweepFile, trials: list[Trial]) -> str:
 
 
 def highlights(trials: Sequence[Trial]) -> str:
-    """Return style rules by which a table row and its line light each other up."""
+    """Return style rules by which a table row and its lines light each other up."""
     return "".join(
-        f"body:has(#row-{t.number}:hover) #line-{t.number}"
+        f"body:has(#row-{t.number}:hover) :is(#line-{t.number},.curves .trial-{t.number})"
         "{--stroke:var(--alarm);--width:4;opacity:1}"
         f"body:has(#line-{t.number}:hover) #row-{t.number}{{background:var(--tint)}}"
         for t in trials

@@ -17,20 +17,19 @@ import yaml
 
 from restomod.config import Recipe
 from restomod.errors import UserError
+from restomod.interrupts import Interrupts
 from restomod.recipe import load_recipe
 from restomod.strict import split_words
-from restomod.sweep.control import Control, Interrupts
-from restomod.sweep.file import SweepFile, load_sweep
-from restomod.sweep.jobs import Jobs
-from restomod.sweep.page import PAGE, write_page
+from restomod.sweep.control import Control
+from restomod.sweep.file import COPY, SweepFile, load_sweep
+from restomod.sweep.jobs import Jobs, Setting
+from restomod.sweep.page import PAGE, write_sweep_page
 from restomod.sweep.study import DONE, Study, draws
 from restomod.sweep.table import as_json, text_table
 from restomod.train.stopping import REQUEUE_CODE
 
 log = logging.getLogger(__name__)
 
-COPY = "sweep.yaml"
-"""The sweep file that a folder's trials were drawn from."""
 FREE = ("description", "run_cap", "project", "entity")
 """What may change when a sweep goes on."""
 PROBES = 16
@@ -42,28 +41,28 @@ def run_sweep(
     at_a_time: int,
     in_json: bool,
     write: Callable[[str], object],
-    jobs_of: Callable[[dict[str, str]], Jobs],
+    jobs_of: Callable[[Setting], Jobs],
     here: bool = True,
 ) -> int:
     """Run a sweep, or go on with it; return the exit code.
 
-    `jobs_of` makes what runs trials, given variables for them; `here` says whether that sees the
-    data as this process does. Raises UserError.
+    `jobs_of` makes what runs trials, given what they share; `here` says whether that sees the data
+    as this process does. Raises UserError.
     """
     sweep = load_sweep(path)
     base = _base(sweep, path)
     _check_points(sweep, path, here)
     folder = Path(base.runs_dir) / sweep.name
+    jobs = jobs_of(_setting(sweep, base, folder))
     _begin_folder(sweep, folder)
     study = Study(sweep, folder)
     try:
         with Interrupts().listening() as interrupts:
-            environment = {"WANDB_ENTITY": sweep.entity} if sweep.entity else {}
             control = Control(
                 sweep,
                 folder,
                 study,
-                jobs_of(environment),
+                jobs,
                 at_a_time,
                 interrupts,
                 lambda: _write_page(sweep, study, folder),
@@ -85,8 +84,19 @@ def run_sweep(
     return 0 if any(trial.state == DONE for trial in trials) else 2
 
 
+def _setting(sweep: SweepFile, base: Recipe, folder: Path) -> Setting:
+    return Setting(
+        sweep.name,
+        folder,
+        sweep.before_program(),
+        base.faults.grace,
+        {"WANDB_ENTITY": sweep.entity} if sweep.entity else {},
+        sweep.foreseen,
+    )
+
+
 def _write_page(sweep: SweepFile, study: Study, folder: Path) -> None:
-    write_page(sweep, study.trials(), folder)
+    write_sweep_page(sweep, study.trials(), folder)
 
 
 def _base(sweep: SweepFile, path: Path) -> Recipe:

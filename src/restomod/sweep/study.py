@@ -2,7 +2,7 @@
 
 In: a sweep file and its folder. Out: trials, and what became of them. Optuna draws the values
 (grid, random, TPE) and judges trials that may be stopped early; all else that must outlive the
-process (how a trial ended, its Slurm job) is kept in the journal as well.
+process (how a trial ended) is kept in the journal as well.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
@@ -55,7 +57,7 @@ class Trial:
     note: str
     """Why the trial ended as it did."""
     facts: dict[str, Any]
-    """What else was noted: steps, time_s, readings, job."""
+    """What else was noted: steps, time_s, readings."""
 
 
 class _Grid(GridSampler):
@@ -182,6 +184,24 @@ def draws(sweep: SweepFile, count: int) -> Iterator[dict[str, Any]]:
     size = math.prod(len(values) for values in points.values()) if points else count
     for _ in range(min(count, size)):
         yield study.ask(distributions).params
+
+
+def recorded_trials(sweep: SweepFile, folder: Path) -> list[Trial]:
+    """Return the trials so far of a sweep that another process may be running; raises UserError if
+    the journal cannot be read."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with TemporaryDirectory() as temporary:
+        journal = Path(temporary) / JOURNAL
+        try:
+            shutil.copyfile(folder / JOURNAL, journal)
+            _drop_cut_line(journal)
+            storage = JournalStorage(JournalFileBackend(str(journal)))
+            study = optuna.load_study(study_name=sweep.name, storage=storage)
+            return [_trial(frozen) for frozen in study.get_trials(deepcopy=False)]
+        except (OSError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{folder / JOURNAL}: the sweep's journal cannot be read: {error}"
+            ) from error
 
 
 def _trial(frozen: FrozenTrial) -> Trial:

@@ -3,7 +3,7 @@
 In: lines of (x, y) points. Out: an `<svg>` string whose plot area is the SVG itself: curves live in
 a nested SVG stretched to 1000 x 1000 units, and tick labels sit around it at percentages, so that
 text keeps its size on a phone. The page's script reads the attributes back for its cursor.
-`tools/report_figures.py` calls this.
+`figures.py`, `plan_page.py`, a sweep's page and the data card call this.
 """
 
 import math
@@ -15,17 +15,24 @@ Point = tuple[float, float]
 
 SI_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 WIDE_PX, PHONE_PX = 900, 270  # widths of a wide plot, which decide whether a phase's name fits
+CURVES = (
+    '<svg class="curves" width="100%" height="100%" viewBox="0 0 1000 1000" '
+    'preserveAspectRatio="none">'
+)
+"""Opens the part of a chart that is stretched: 1000 x 1000 units, whatever its size."""
 TIME_UNITS = ((86400.0, "days"), (3600.0, "hours"), (60.0, "minutes"), (1.0, "seconds"))
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve in `segments`; `style` lists CSS classes; labelled lines answer the cursor."""
+    """One curve in `segments`; `style` lists CSS classes; labelled lines answer the cursor, others
+    may have a title, which the pointer shows."""
 
     label: str
     style: str
     segments: Sequence[Sequence[Point]]
     dots: bool = False
+    title: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Plot:
     unit: str
     lines: Sequence[Line]
     x: XAxis
-    resumes: Sequence[float] = ()
+    resumes: Sequence[tuple[float, str]] = ()
+    """Where a run went on, and the CSS class of the run's colour."""
     checkpoints: Sequence[float] = ()
     phases: Sequence[tuple[str, float]] = ()
     name_phases: bool = False
@@ -187,31 +195,48 @@ def svg(plot: Plot) -> str:
     if not values:
         return ""
     x, y = plot.x, y_scale(values, plot.y_limits, plot.log_from)
-    out = [
-        f'<svg class="plot" role="img" aria-labelledby="{plot.name}-t {plot.name}-d" '
+    read = (
         f'data-kind="{x.kind}" data-x0="{x.low:.9g}" data-x1="{x.high:.9g}" '
-        f'data-y0="{y.low:.9g}" data-y1="{y.high:.9g}" data-log="{int(y.log)}">',
-        f'<title id="{plot.name}-t">{escape(plot.title)}</title>',
-        f'<desc id="{plot.name}-d">{escape(plot.description)}</desc>',
-        *_frame(plot, y),
-        '<svg class="curves" width="100%" height="100%" viewBox="0 0 1000 1000" '
-        'preserveAspectRatio="none">',
-    ]
-    out += [_path(line, x, y) for line in plot.lines]
-    out += ["</svg>", "</svg>"]
-    return "\n".join(out)
+        f'data-y0="{y.low:.9g}" data-y1="{y.high:.9g}" data-log="{int(y.log)}"'
+    )
+    return "\n".join(
+        [
+            opening(plot.name, plot.title, plot.description, read),
+            *_frame(plot, y),
+            CURVES,
+            *(_path(line, x, y) for line in plot.lines),
+            "</svg>",
+            *_phase_names(plot),
+            "</svg>",
+        ]
+    )
+
+
+def opening(name: str, title: str, description: str, attributes: str = "") -> str:
+    """Open a chart whose name is unique on the page; text takes its place where it is not seen."""
+    return (
+        f'<svg class="plot" role="img" aria-labelledby="{name}-t {name}-d" {attributes}>\n'
+        f'<title id="{name}-t">{escape(title)}</title>\n'
+        f'<desc id="{name}-d">{escape(description)}</desc>'
+    )
+
+
+def y_grid(scale: YScale, labels: Sequence[str]) -> list[str]:
+    """Draw a line and a label for each of the scale's ticks."""
+    out = []
+    for tick, label in zip(scale.ticks, labels, strict=True):
+        at = f"{scale(tick) / 10:.2f}%"
+        out.append(f'<line class="grid" x2="100%" y1="{at}" y2="{at}"/>')
+        out.append(f'<text class="y" x="0" y="{at}" dx="-8" dy=".33em">{label}</text>')
+    return out
 
 
 def _frame(plot: Plot, y: YScale) -> list[str]:
     """Draw gridlines, tick labels, axis labels, phases and events."""
     x = plot.x
-    out = []
     suffix = "%" if plot.unit == "%" else ""
     labels = [si(tick) for tick in y.ticks] if y.log else tick_labels(y.ticks)
-    for tick, label in zip(y.ticks, labels, strict=True):
-        at = f"{y(tick) / 10:.2f}%"
-        out.append(f'<line class="grid" x2="100%" y1="{at}" y2="{at}"/>')
-        out.append(f'<text class="y" x="0" y="{at}" dx="-8" dy=".33em">{label}{suffix}</text>')
+    out = y_grid(y, [f"{label}{suffix}" for label in labels])
     ticks = nice_ticks(x.low / x.divisor, x.high / x.divisor, 6)
     shown = [t for t in ticks if x.low <= t * x.divisor * (1 + 1e-9) <= x.high * (1 + 2e-9)]
     for tick, label in zip(shown, tick_labels(shown) if shown else [], strict=True):
@@ -225,19 +250,26 @@ def _frame(plot: Plot, y: YScale) -> list[str]:
         out.append(f'<text class="unit" x="0" y="0" dy="-14">{escape(text)}</text>')
     for at in (_percent(value, x) for value in plot.checkpoints):
         out.append(f'<circle class="checkpoint" cx="{at}" cy="100%" r="2.5"/>')
-    for n, (name, value) in enumerate(plot.phases):
+    for _, value in plot.phases[1:]:
         at = _percent(value, x)
-        if n > 0:
-            out.append(f'<line class="phase" x1="{at}" x2="{at}" y2="100%"/>')
-        if plot.name_phases:
-            end = plot.phases[n + 1][1] if n + 1 < len(plot.phases) else x.high
-            room = (end - value) / (x.high - x.low) / (8 * len(name) + 12)
-            if room > 1 / WIDE_PX:
-                style = "phase" if room > 1 / PHONE_PX else "phase tight"
-                text = f'<text class="{style}" x="{at}" y="0" dx="6" dy="14">'
-                out.append(f"{text}{escape(name)}</text>")
-    for at in (_percent(value, x) for value in plot.resumes):
-        out.append(f'<line class="resume" x1="{at}" x2="{at}" y2="100%"/>')
+        out.append(f'<line class="phase" x1="{at}" x2="{at}" y2="100%"/>')
+    for value, style in plot.resumes:
+        at, style = _percent(value, x), f"resume {style}".rstrip()
+        out.append(f'<line class="{style}" x1="{at}" x2="{at}" y2="100%"/>')
+    return out
+
+
+def _phase_names(plot: Plot) -> list[str]:
+    """Write the phases' names where there is room, over the curves; the narrow ones not on a
+    phone."""
+    x, out = plot.x, []
+    for n, (name, value) in enumerate(plot.phases):
+        end = plot.phases[n + 1][1] if n + 1 < len(plot.phases) else x.high
+        room = (end - value) / (x.high - x.low) / (8 * len(name) + 12)
+        if plot.name_phases and room > 1 / WIDE_PX:
+            style = "phase" if room > 1 / PHONE_PX else "phase tight"
+            text = f'<text class="{style}" x="{_percent(value, x)}" y="0" dx="6" dy="14">'
+            out.append(f"{text}{escape(name)}</text>")
     return out
 
 
@@ -255,7 +287,8 @@ def _path(line: Line, x: XAxis, y: YScale) -> str:
         # The tiny last stroke shows a segment of a single point.
         parts.append("M" + "L".join(points) + ("h.1" if len(points) == 1 else ""))
     label = f' data-label="{escape(line.label)}"' if line.label else ""
-    path = f'<path class="{line.style}"{label} d="{"".join(parts)}"/>'
+    shown = f"><title>{escape(line.title)}</title></path>" if line.title else "/>"
+    path = f'<path class="{line.style}"{label} d="{"".join(parts)}"{shown}'
     if line.dots:
         marks = "".join(
             f"M{(px - x.low) * scale:.1f},{y(py):.1f}h.1"

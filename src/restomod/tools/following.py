@@ -13,7 +13,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from restomod.tools.metrics_log import Downsampled, RunLog, number
+from restomod.tools.downsampled import Downsampled
+from restomod.tools.metrics_log import RunLog, number
 from restomod.train.stopping import read_requeue
 
 Line = dict[str, Any]

@@ -1,12 +1,13 @@
 """Read a run's metrics.jsonl in one pass and bounded memory, for the report.
 
 In: the lines that training appends, one JSON object each, up to millions. Out: a `RunLog` of totals
-and of curves downsampled to a few hundred buckets that keep every bucket's lowest and highest
-value, so that a spike of a single step survives. `tools/report.py` calls this.
+and of curves downsampled to a few hundred buckets. `run_record.py` and `following.py` call this.
 
 A killed run may leave a line cut short, and a resume repeats the steps since its checkpoint: both
 are expected here. `tokens`, `real_tokens` and `masked_tokens` count from the start of the run.
 """
+
+from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict, deque
@@ -15,110 +16,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from restomod.tools.downsampled import Downsampled, Thinned
+
 CURVES = (
     "loss",
     "accuracy",
     "lr",
+    "weight_decay",
+    "batch_rows",
+    "mask_rate",
     "grad_norm",
     "tokens_per_s",
     "packing_efficiency",
     "data_wait_fraction",
     "mfu",
 )
-MAX_BUCKETS = 600
 FINAL_LINES = 50
+KEPT_SAMPLES = 8
+NUMBERS = (float, int)
 LARGEST = 1e100  # beyond it a number is as good as infinite, and sums of it would be
-
-
-@dataclass(slots=True)
-class Spread:
-    """What a bucket keeps of one curve."""
-
-    low: float
-    high: float
-    total: float
-    count: int
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.count
-
-
-@dataclass(slots=True)
-class Bucket:
-    """Consecutive log lines; `breaks` when a resume went back or a new phase began with them."""
-
-    tokens: tuple[float, float]
-    time_s: tuple[float, float]
-    spreads: dict[Hashable, Spread]
-    breaks: bool
-
-    def merge(self, later: "Bucket") -> "Bucket":
-        spreads = dict(self.spreads)
-        for key, b in later.spreads.items():
-            a = spreads.get(key)
-            spreads[key] = (
-                Spread(min(a.low, b.low), max(a.high, b.high), a.total + b.total, a.count + b.count)
-                if a
-                else b
-            )
-        tokens = (self.tokens[0], later.tokens[1])
-        return Bucket(tokens, (self.time_s[0], later.time_s[1]), spreads, self.breaks)
-
-
-class Downsampled:
-    """Curves over a stream of unknown length: when buckets grow too many, pairs of them merge."""
-
-    def __init__(self, max_buckets: int = MAX_BUCKETS) -> None:
-        self._limit = max_buckets
-        self._lines_per_bucket = 1
-        self._buckets: list[Bucket] = []
-        self._xs: list[tuple[float, float]] = []
-        self._values: defaultdict[Hashable, list[float]] = defaultdict(list)
-        self._breaks = False
-
-    def add(
-        self, tokens: float, time_s: float, values: Mapping[Any, float], breaks: bool = False
-    ) -> None:
-        if breaks:
-            self._flush()
-            self._breaks = True
-        self._xs.append((tokens, time_s))
-        for key, value in values.items():
-            self._values[key].append(value)
-        if len(self._xs) >= self._lines_per_bucket:
-            self._flush()
-
-    def buckets(self) -> list[Bucket]:
-        self._flush()
-        return self._buckets
-
-    def _flush(self) -> None:
-        if not self._xs:
-            return
-        (tokens_0, time_0), (tokens_1, time_1) = self._xs[0], self._xs[-1]
-        spreads = {k: Spread(min(v), max(v), sum(v), len(v)) for k, v in self._values.items()}
-        self._buckets.append(Bucket((tokens_0, tokens_1), (time_0, time_1), spreads, self._breaks))
-        self._xs, self._values, self._breaks = [], defaultdict(list), False
-        if len(self._buckets) > self._limit:
-            self._buckets = merged(self._buckets, 2)
-            self._lines_per_bucket *= 2
-            # Breaks stay apart: very many of them may leave more buckets than asked for.
-            self._limit = max(self._limit, 2 * len(self._buckets))
-
-
-def merged(buckets: list[Bucket], group: int) -> list[Bucket]:
-    """Merge up to `group` neighbours into one, never across a break."""
-    out: list[Bucket] = []
-    size = 0
-    for bucket in buckets:
-        if out and size < group and not bucket.breaks:
-            out[-1] = out[-1].merge(bucket)
-            size += 1
-        else:
-            out.append(bucket)
-            size = 1
-    return out
 
 
 @dataclass
@@ -189,6 +105,10 @@ class RunLog:
     checkpoint_bytes: float | None = None
     event_counts: Counter[str] = field(default_factory=Counter)
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=100))
+    samples: Thinned = field(default_factory=lambda: Thinned(KEPT_SAMPLES))
+    """Lines of `samples`."""
+    newest: str = ""
+    """Event of the newest line."""
     _waiting_resumes: list[tuple[float | None, float]] = field(default_factory=list)
     _last_step: float = 0.0
     asked: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -208,6 +128,18 @@ class RunLog:
         return self.step_tokens / self.step_time_s if self.step_time_s > 0 else None
 
     @property
+    def final_loss(self) -> float | None:
+        """Mean of the last losses."""
+        return sum(self.final_losses) / len(self.final_losses) if self.final_losses else None
+
+    @property
+    def mean_packing(self) -> float | None:
+        """Real tokens per slot."""
+        if self.real_tokens and self.tokens:
+            return self.real_tokens / self.tokens
+        return self.packing.mean
+
+    @property
     def epochs(self) -> dict[str, float]:
         """Passes over each stream so far, as last logged."""
         return numbers(self._epochs)
@@ -217,6 +149,7 @@ class RunLog:
         if not isinstance(kind, str):
             kind = "(no event name)"
         self.event_counts[kind] += 1
+        self.newest = kind
         time_s = number(line.get("time_s"))
         self.time_s = max(self.time_s, time_s or 0.0)
         if kind == "train":
@@ -228,7 +161,9 @@ class RunLog:
             self.checkpoints.append(Mark(self.tokens, self.time_s, step))
             self.checkpoint_s.add(number(line.get("seconds")), 1.0)
             self.checkpoint_bytes = number(line.get("bytes")) or self.checkpoint_bytes
-        elif kind != "samples":
+        elif kind == "samples":
+            self.samples.add(dict(line))
+        else:
             if isinstance(line.get("asked"), dict):
                 self.asked = {str(phase): numbers(of) for phase, of in line["asked"].items()}
             domains = line.get("stream_domains")
@@ -249,7 +184,11 @@ class RunLog:
         breaks = bool(self.phases) and (step <= self._last_step or phase != self.phases[-1].name)
         self._last_step = step
         self.train_lines += 1
-        values = {k: v for k in CURVES if (v := number(line.get(k))) is not None}
+        values: dict[Any, float] = {}
+        for key in CURVES:  # not by `number`: this is most of the work of a long log
+            value: Any = line.get(key)
+            if type(value) in NUMBERS and -LARGEST < value < LARGEST:
+                values[key] = value
         if not values.get("mfu"):
             values.pop("mfu", None)  # logged as 0 where the device's peak is unknown
         if "loss" in values:
@@ -258,8 +197,10 @@ class RunLog:
             self.nonfinite_losses += 1
             self.nonfinite_step = step if self.nonfinite_step is None else self.nonfinite_step
         shares = numbers(line.get("mixture"))
-        mixture = {("mixture", stream): share for stream, share in shares.items()}
-        self.train.add(tokens, time_s, {**values, **mixture}, breaks)
+        curves = dict(values)
+        for stream, share in shares.items():
+            curves["mixture", stream] = share
+        self.train.add(tokens, time_s, curves, breaks)
         for resumed_step, resumed_s in self._waiting_resumes:
             self.resumes.append(Mark(tokens, resumed_s, resumed_step))
         self._waiting_resumes.clear()
@@ -299,12 +240,17 @@ class RunLog:
             self.phases.append(PhaseSpan(phase, (tokens, tokens), (time_s, time_s)))
 
     def _eval(self, line: Mapping[str, Any], time_s: float) -> None:
-        domains = line.get("domains")
         values: dict[Hashable, float] = {}
-        for domain, scores in domains.items() if isinstance(domains, dict) else ():
+        for domain, scores in _mappings(line.get("domains")):
             for name, value in numbers(scores).items():
                 if name in ("loss", "accuracy"):
                     values[name, domain] = value
+        for view, of in _mappings(line.get("views")):
+            if (seen := numbers(of.get("all")).get("loss")) is not None:
+                values["view", view] = seen
+        for probe, scores in _mappings(line.get("probes")):
+            if (right := numbers(scores).get("accuracy")) is not None:
+                values["probe", probe] = right
         tokens = number(line.get("tokens"))
         tokens = self.tokens if tokens is None else tokens
         if values:
@@ -337,10 +283,15 @@ def read_log(path: Path, last_step: float = float("inf")) -> RunLog:
     return log
 
 
+def _mappings(value: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return a mapping's entries that are mappings themselves."""
+    found = value.items() if isinstance(value, dict) else ()
+    return [(str(name), of) for name, of in found if isinstance(of, dict)]
+
+
 def number(value: Any) -> float | None:
     """Return a finite float, or None for whatever else a file may hold."""
-    kind = type(value)
-    if (kind is float or kind is int) and -LARGEST < value < LARGEST:
+    if type(value) in NUMBERS and -LARGEST < value < LARGEST:
         return float(value)
     return None
 

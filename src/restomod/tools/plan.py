@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from restomod.config import PhaseConfig, Recipe
 from restomod.data.rows import SpecialTokens
@@ -18,6 +18,7 @@ from restomod.data.tokenizer import load_tokenizer
 from restomod.errors import UserError
 from restomod.model.memory import parameters
 from restomod.optim.schedules import decay_of_weights, peak_lr
+from restomod.recipe import world_problems
 from restomod.timeline import Timeline
 from restomod.tools.plan_checkpoints import checkpoint_section, grace
 from restomod.tools.plan_cost import (
@@ -80,9 +81,11 @@ def plan(recipe: Recipe, world_size: int, node_ranks: int | None = None) -> str:
 def make_plan(recipe: Recipe, target: Target) -> Plan:
     """Plan a recipe.
 
-    Raises UserError where the data is there and does not last, or needs more open shards or cache
-    than the recipe allows.
+    A number of ranks that training would refuse is told, and the nearest that it takes is planned
+    for. Raises UserError where there is none, and where the data is there and does not last, or
+    needs more open shards or cache than the recipe allows.
     """
+    target, refused = _possible(recipe, target)
     vocab_size, head = 0, Section(f"{recipe.run_name}: runs in {recipe.run_folder}")
     tokenizer = None
     try:
@@ -96,7 +99,7 @@ def make_plan(recipe: Recipe, target: Target) -> Plan:
     streams, missing = open_streams(recipe, tokenizer)
     if not missing:
         head.lines += working_set_lines(recipe, streams, target.ranks)
-    head.lines += [*lane_lines(recipe, target), grace(recipe)]
+    head.lines += [*refused, *lane_lines(recipe, target), grace(recipe)]
     sections: list[Section] = [head]
     costs: list[PhaseCost] = []
     for phase in recipe.trained_phases:
@@ -114,6 +117,33 @@ def make_plan(recipe: Recipe, target: Target) -> Plan:
     head.lines.insert(0, sections[-1].lines[0])
     sections.append(checkpoint_section(recipe, costs, vocab_size, target))
     return Plan(recipe, sections, costs, Timeline(recipe.trained_phases))
+
+
+def _possible(recipe: Recipe, target: Target) -> tuple[Target, list[str]]:
+    """Return the target, or the nearest that training does not refuse and a warning."""
+
+    def of(ranks: int) -> Target:
+        return replace(target, ranks=ranks, node_ranks=min(ranks, target.node_ranks))
+
+    def problems(ranks: int) -> list[str]:
+        return world_problems(recipe, ranks, of(ranks).node_ranks)
+
+    refused = problems(target.ranks)
+    if not refused:
+        return target, []
+    lanes = recipe.data.lanes
+    fit = [n for n in range(1, lanes + 1) if lanes % n == 0 and not problems(n)]
+    if not fit:
+        raise UserError("\n".join(refused))
+    below = [n for n in fit if n < target.ranks][-1:]
+    above = [n for n in fit if n > target.ranks][:1]
+    nearest = min(below + above, key=lambda n: abs(n - target.ranks))
+    taken = " or ".join(map(str, below + above))
+    return of(nearest), [
+        f"{WARNING}training refuses {target.ranks} ranks and takes {taken}; this plan is for "
+        f"{nearest}",
+        *(f"{WARNING}{problem}" for problem in refused),
+    ]
 
 
 def _model(recipe: Recipe, vocab_size: int) -> list[str]:

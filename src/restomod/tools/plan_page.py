@@ -1,7 +1,6 @@
 """`restomod plan --html`: the plan as one self-contained page, with the schedules as charts.
 
-In: a plan. Out: an HTML file that refers to no other file or address. Style and the charts' cursor
-are those of `report.html`, the charts `charts.py`'s.
+In: a plan. Out: an HTML file that refers to no other file or address. `cli.py` calls this.
 """
 
 from __future__ import annotations
@@ -9,12 +8,11 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from restomod.errors import UserError
 from restomod.tools import pages
 from restomod.tools.charts import Line, Plot, svg, x_axis
+from restomod.tools.markup import key, remarks, table
 from restomod.tools.plan import Plan
 from restomod.tools.plan_parts import WARNING, Section
-from restomod.tools.report_figures import table
 from restomod.tools.schedule_plots import Schedule, Schedules, schedules
 
 SAMPLES = 400
@@ -22,48 +20,24 @@ SAMPLES = 400
 
 def write_page(plan: Plan, path: Path) -> None:
     """Write the page; raises UserError where that cannot be done."""
-    try:
-        pages.write_page(path, page(plan))
-    except OSError as error:
-        raise UserError(f"--html {path}: cannot be written: {error.strerror or error}") from error
+    pages.write_page(path, page(plan))
 
 
-def page(plan: Plan) -> str:
+def page(plan: Plan) -> pages.Page:
     """Return the page."""
-    script, source = pages.script()
-    name = escape(plan.recipe.run_name)
-    warnings = [escape(w) for section in plan.sections for w in section.warnings]
-    head, *sections = plan.sections
-    policy = (
-        "default-src 'none'; style-src 'unsafe-inline'; "
-        f"script-src '{source}'; base-uri 'none'; form-action 'none'"
+    name, head = plan.recipe.run_name, plan.sections[0]
+    parts = [pages.Part("schedules", "Schedules", _schedules(plan))]
+    for n, section in enumerate(plan.sections):
+        title = section.title.removeprefix(f"{name}: ")
+        title = title[:1].upper() + title[1:]
+        parts.append(pages.Part(f"part-{n}", title, _section(section), title.partition(":")[0]))
+    return pages.Page(
+        kind="plan",
+        name=name,
+        summary=[escape(head.lines[0])],
+        parts=parts,
+        notices=[warning for section in plan.sections for warning in section.warnings],
     )
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{name}: plan</title>
-<style>{pages.style()}</style>
-</head>
-<body>
-<header>
-  <p class="eyebrow">restomod plan</p>
-  <h1>{name}</h1>
-  <p class="summary">{escape(head.lines[0])}</p>
-  <ul class="notices">{"".join(f"<li>{warning}</li>" for warning in warnings)}</ul>
-</header>
-<main>
-<section><h2>Schedules</h2><div class="charts">{_charts(plan)}</div></section>
-{_section(head)}
-{"".join(_section(section) for section in sections)}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
 
 
 def _section(section: Section) -> str:
@@ -72,13 +46,24 @@ def _section(section: Section) -> str:
     if section.table:
         rows = [[escape(cell) for cell in row] for row in section.table.rows]
         body += table(section.table.head, rows, section.title, "wide")
-    body += "".join(f'<p class="note">{escape(note)}</p>' for note in section.notes)
-    return f"<section><h2>{escape(section.title)}</h2>{body}</section>"
+    return body + remarks(section.notes)
 
 
-def _charts(plan: Plan) -> str:
+def _schedules(plan: Plan) -> str:
+    """Draw what changes over the run, and say what does not."""
     found = schedules(plan.timeline, plan.recipe.optimizer, SAMPLES)
-    return "".join(_chart(schedule, found, plan, n) for n, schedule in enumerate(found.each))
+    changing = [each for each in found.each if min(each.values) < max(each.values)]
+    charts = "".join(_chart(schedule, found, plan, n) for n, schedule in enumerate(changing))
+    constant = [
+        f"{_title(each)} {each.form.format(each.values[0])} throughout."
+        for each in found.each
+        if each not in changing
+    ]
+    return f'<div class="charts">{charts}</div>{remarks(constant)}'
+
+
+def _title(schedule: Schedule) -> str:
+    return schedule.title[:1].upper() + schedule.title[1:]
 
 
 def _chart(schedule: Schedule, found: Schedules, plan: Plan, number: int) -> str:
@@ -92,20 +77,20 @@ def _chart(schedule: Schedule, found: Schedules, plan: Plan, number: int) -> str
     low, high = (schedule.form.format(end(schedule.values)) for end in (min, max))
     plot = Plot(
         name=f"schedule-{number}",
-        title=f"{schedule.title} against {x.label}",
-        description=f"From {first} to {last}, between {low} and {high}.",
+        title=f"{_title(schedule)} against {x.label}",
+        description=f"From {first} to {last}, between {low} and {high}. Arrow keys move a cursor.",
         unit=unit,
-        lines=[Line(schedule.title, "train", [list(zip(found.slots, values, strict=True))])],
+        lines=[Line(_title(schedule), "train", [list(zip(found.slots, values, strict=True))])],
         x=x,
         phases=[(span.phase.name, span.first_slot) for span in timeline.spans]
         if len(timeline.spans) > 1
         else (),
         name_phases=True,
     )
-    title = escape(schedule.title)
+    title = escape(_title(schedule))
     return (
         f'<figure class="chart" data-unit="{unit}"><figcaption><h3>{title}</h3>'
-        f'<ul class="legend"><li><b data-value="{title}">{last}</b></li></ul>'
+        f'<ul class="legend"><li>{key("train")}<b data-value="{title}">{last}</b></li></ul>'
         f'<span class="at" data-at>latest</span></figcaption>'
         f'<div class="frame by-tokens">{svg(plot)}</div></figure>'
     )

@@ -40,17 +40,18 @@ def tokenizer_folder(path: Path) -> Path:
     raise UserError(f"{path}: has no tokenizer: neither tokenizer/ of a run nor tokenizer.json")
 
 
-def load_model(path: str | Path) -> MaskedLM:
+def load_model(path: str | Path, *, backbone: bool = False) -> MaskedLM:
     """Load a model, in float32, on the CPU, in eval mode.
 
     `path` is a checkpoint folder, an average, a run folder (its newest whole checkpoint is taken)
-    or a folder of transformers' ModernBertForMaskedLM. Raises UserError for anything else.
+    or a folder of transformers' ModernBertForMaskedLM; with `backbone`, also of a classifier, for
+    its encoder. Raises UserError for anything else.
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
     if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
-        return load_transformers(path)
+        return load_transformers(path, backbone=backbone)
     if (path / MANIFEST).is_file():
         problem, _ = verify(path)
         if problem:

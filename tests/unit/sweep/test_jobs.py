@@ -7,7 +7,7 @@ import time
 import pytest
 
 from restomod.errors import UserError
-from restomod.sweep.jobs import LocalJobs, share
+from restomod.sweep.jobs import LocalJobs, Task, share
 
 PROGRAM = """
 import os, signal, sys, time
@@ -15,6 +15,10 @@ signal.signal(signal.SIGTERM, lambda *_: (print("told", flush=True), time.sleep(
 print(os.environ["OMP_NUM_THREADS"], os.environ.get("ENTITY"), flush=True)
 time.sleep(float(sys.argv[1]))
 """
+
+
+def task(command, log):
+    return Task(0, "job", command, log, log.parent / "job")
 
 
 def wait_for(holds):
@@ -30,7 +34,7 @@ def test_a_job_runs_is_told_to_stop_and_leaves_its_code(tmp_path, monkeypatch):
     jobs = LocalJobs(2, {"ENTITY": "ours"})
     log = tmp_path / "logs" / "job.log"
     # As a sweep's commands do, this looks for python on the path.
-    job = jobs.start("job", ["/usr/bin/env", "python", "-c", PROGRAM, "60"], log, "")
+    job = jobs.start([task(["/usr/bin/env", "python", "-c", PROGRAM, "60"], log)])[0]
     wait_for(lambda: log.read_text())
     assert log.read_text() == f"{max(1, cores // 2)} ours\n"
     assert job.code() is None
@@ -45,19 +49,19 @@ def test_a_trial_whose_last_process_lives_is_not_started_again(tmp_path):
     sweep = f"""
 import time
 from pathlib import Path
-from restomod.sweep.jobs import LocalJobs
+from restomod.sweep.jobs import LocalJobs, Task
 command = [{sys.executable!r}, "-c", {PROGRAM!r}, "60"]
-LocalJobs(1, {{}}).start("job", command, Path({str(log)!r}), "")
+LocalJobs(1, {{}}).start([Task(0, "job", command, Path({str(log)!r}), Path("job"))])
 time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", sweep])
     wait_for(lambda: log.exists() and log.read_text())
     jobs = LocalJobs(1, {})
-    assert jobs.start("job", ["true"], log, "") is None
+    assert jobs.start([task(["true"], log)]) == [None]
     process.send_signal(signal.SIGKILL)
     process.wait()
     started = []
-    wait_for(lambda: started.append(jobs.start("job", ["true"], log, "")) or started[-1])
+    wait_for(lambda: started.extend(jobs.start([task(["true"], log)])) or started[-1])
     assert "told" in log.read_text()  # killed, it had its trial save and stop
     wait_for(lambda: started[-1].code() is not None)
 
@@ -65,8 +69,8 @@ time.sleep(60)
 def test_a_command_that_is_not_there_is_the_users_mistake(tmp_path):
     jobs = LocalJobs(1, {})
     with pytest.raises(UserError, match="command: no-such-program cannot be started"):
-        jobs.start("job", ["no-such-program"], tmp_path / "job.log", "")
-    job = jobs.start("job", ["true"], tmp_path / "job.log", "")
+        jobs.start([task(["no-such-program"], tmp_path / "job.log")])
+    job = jobs.start([task(["true"], tmp_path / "job.log")])[0]
     wait_for(lambda: job.code() is not None)
 
 

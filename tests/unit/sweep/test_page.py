@@ -1,14 +1,15 @@
 import re
 
 import pytest
-import yaml
 
+from restomod.sweep import page
 from restomod.sweep.file import Metric, SweepFile
-from restomod.sweep.page import differences, write_page
+from restomod.sweep.page import write_sweep_page
 from restomod.sweep.parallel import parallel_coordinates
 from restomod.sweep.space import Parameter
 from restomod.sweep.study import DONE, FAILED, STOPPED, Trial
-from tests.unit.tools.test_report import parsed
+from restomod.tools.metrics_log import read_log
+from tests.unit.tools.test_report import parsed, run_folder, train_line
 
 SWEEP = SweepFile(
     name="s",
@@ -66,37 +67,43 @@ def test_a_line_meets_each_axis_at_its_trials_value():
 
 
 def test_the_page_is_whole_by_itself(tmp_path):
-    page = write_page(SWEEP, TRIALS, tmp_path).read_text()
+    page = write_sweep_page(SWEEP, TRIALS, tmp_path).read_text()
     ids = parsed(page).ids
     assert len(ids) == len(set(ids))
     assert {f"row-{n}" for n in range(4)} <= set(ids)
     assert "&lt;b&gt;What" in page
     assert "the &lt;disk&gt; is full" in page
-    assert not re.search(r"https?://|src=|<script", page)
+    assert not re.search(r"https?://|src=", page)
     assert "2 of 4 trials complete; best: 002, eval/all/loss 4.0000" in page
     assert 'class="trial stopped"' in page
 
 
 def test_a_page_without_results_has_its_table(tmp_path):
-    page = write_page(SWEEP, TRIALS[3:], tmp_path).read_text()
+    page = write_sweep_page(SWEEP, TRIALS[3:], tmp_path).read_text()
     assert "row-3" in page
     assert "<svg" not in page
 
 
-def test_what_differs_between_recipes(tmp_path):
-    for number, norm, lr in ((0, "layernorm", 1e-4), (1, "rmsnorm", 1e-3)):
-        run = tmp_path / f"s-{number:03d}"
-        run.mkdir()
-        recipe = {
-            "run_name": run.name,
-            "model": {"norm": norm, "layers": 3},
-            "phases": [{"name": "pretrain", "lr": lr}],
-        }
-        (run / "config.yaml").write_text(yaml.safe_dump(recipe))
-    rows = re.findall(r"<tr>(.*?)</tr>", differences(SWEEP, TRIALS, tmp_path))
-    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
-    assert cells == [
-        ["key", "000", "001"],
-        ["model.norm", "layernorm", "rmsnorm"],
-        ["phases.pretrain.lr", "0.0001", "0.001"],
-    ]
+def test_trials_have_curves_and_the_best_have_names(tmp_path):
+    trials = [trial(n, DONE, 10.0 - n, 1e-3, "rmsnorm", 1) for n in range(10)]
+    for each in trials[1:]:
+        run_folder(tmp_path / SWEEP.run_name(each.number), [train_line(1), train_line(2)])
+    page = write_sweep_page(SWEEP, trials, tmp_path).read_text()
+    parsed(page)
+    [plot] = re.findall(r'aria-labelledby="loss-tokens-t.*?</svg>\s*</svg>', page, re.S)
+    assert re.findall(r'data-label="(\d+)"', plot) == [f"{n:03d}" for n in range(2, 10)]
+    assert re.findall(r'class="rest trial-1".*?<title>(.*?)</title>', plot) == ["001"]
+    assert '<span class="key c1 trial-9"></span>009' in page
+    assert "<td>000</td>" in page  # it has not trained
+
+
+def test_logs_are_read_again_only_when_they_have_grown(tmp_path, monkeypatch):
+    reads = []
+    monkeypatch.setattr(page, "read_log", lambda path: reads.append(path) or read_log(path))
+    folder = run_folder(tmp_path / SWEEP.run_name(0), [train_line(1)])
+    for _ in range(3):
+        write_sweep_page(SWEEP, TRIALS, tmp_path)
+    assert len(reads) == 1
+    run_folder(folder, [train_line(1), train_line(2)])
+    assert "Table" in write_sweep_page(SWEEP, TRIALS, tmp_path).read_text()
+    assert len(reads) == 2

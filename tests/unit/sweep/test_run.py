@@ -1,5 +1,6 @@
 """A whole sweep over jobs that only write what a run would write."""
 
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from restomod import cli
 from restomod.errors import UserError
 from restomod.sweep import control
 from restomod.sweep.run import run_sweep
+from restomod.tools.reports import report
 from tests.conftest import Tiny
 
 EVALUATIONS = 6
@@ -19,8 +21,6 @@ EVALUATIONS = 6
 
 class Act:
     """A job that logs one evaluation each time that it is asked, going on from what is there."""
-
-    handle = ""
 
     def __init__(self, folder: Path, log: Path, words: list[str], ending: str) -> None:
         self.folder, self.log, self.ending = folder, log, ending
@@ -69,7 +69,7 @@ class Act:
 class Stage:
     """Starts acts; `endings` says of trials how they end if not well."""
 
-    stops = True
+    stops, together = True, 0
 
     def __init__(self, sweep_folder: Path, endings: dict[int, str]) -> None:
         self.folder, self.endings = sweep_folder, endings
@@ -78,16 +78,40 @@ class Stage:
         self.acts: list[Act] = []
         self.most_at_a_time = 0
 
-    def start(self, name, command, log, handle):
-        log.parent.mkdir(exist_ok=True)
-        ending = self.endings.get(int(name[-3:]), "")
+    def start(self, tasks):
+        return [self._start(task) for task in tasks]
+
+    def withdraw(self):
+        """Whatever was started acts."""
+
+    def _start(self, task):
+        task.log.parent.mkdir(exist_ok=True)
+        ending = self.endings.get(task.number, "")
         if ending == "stops once":
-            self.endings[int(name[-3:])] = ""
-        act = Act(self.folder / name, log, command, ending)
-        self.started.append(name)
-        self.commands.append(command)
+            self.endings[task.number] = ""
+        act = Act(task.run_folder, task.log, task.command, ending)
+        self.started.append(task.name)
+        self.commands.append(task.command)
         self.acts.append(act)
         return act
+
+
+class Together(Stage):
+    """Takes all trials at once, in waves."""
+
+    stops, together = False, 100
+
+    def __init__(self, sweep_folder: Path, endings: dict[int, str]) -> None:
+        super().__init__(sweep_folder, endings)
+        self.waves: list[list[str]] = []
+        self.withdrawn = 0
+
+    def start(self, tasks):
+        self.waves.append([task.name for task in tasks])
+        return super().start(tasks)
+
+    def withdraw(self):
+        self.withdrawn += 1
 
 
 @pytest.fixture
@@ -104,12 +128,18 @@ def sweep(tiny: Tiny, tmp_path, monkeypatch):
         "parameters": {"optimizer.lr": {"values": [0.001, 0.002, 0.003, 0.004, 0.005]}},
     }
 
-    def run(endings=None, jobs=1, stage=None, in_json=True, **changes):
+    def run(endings=None, jobs=1, stage=None, in_json=True, settings=None, **changes):
         path = tmp_path / "rates.yaml"
         path.write_text(yaml.safe_dump({**file, **changes}))
         stage = stage or Stage(tmp_path / "rates", endings or {})
         printed: list[str] = []
-        code = run_sweep(path, jobs, in_json, printed.append, lambda environment: stage)
+
+        def jobs_of(setting):
+            if settings is not None:
+                settings.append(setting)
+            return stage
+
+        code = run_sweep(path, jobs, in_json, printed.append, jobs_of)
         text = "".join(printed)
         return code, json.loads(text) if in_json else text, stage
 
@@ -151,6 +181,37 @@ def test_all_trials_run_and_the_best_is_named(sweep, tmp_path):
 
 def dict_of(told):
     return {trial["trial"]: trial["parameters"]["optimizer.lr"] for trial in told["trials"]}
+
+
+def test_trials_known_beforehand_are_handed_over_at_once(sweep, tmp_path):
+    stage = Together(tmp_path / "rates", {1: "stops once"})
+    code, told, _ = sweep(stage=stage)
+    assert (code, set(states(told).values())) == (0, {"done"})
+    names = [f"rates-{n:03d}" for n in range(5)]
+    assert stage.waves == [names, ["rates-001"]]  # which waits until no other runs
+    assert stage.withdrawn == 0
+    failing = Together(tmp_path / "worse", dict.fromkeys(range(3), "fails"))
+    with pytest.raises(UserError, match="3 trials failed one after the other"):
+        sweep(stage=failing, name="worse")
+    assert failing.withdrawn == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "foreseen"),
+    [
+        ({}, True),
+        ({"method": "random", "run_cap": 2}, True),
+        ({"method": "bayes", "run_cap": 2}, False),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 2}}, False),
+    ],
+)
+def test_trials_that_depend_on_others_are_not_foreseen(sweep, monkeypatch, changes, foreseen):
+    monkeypatch.setattr("restomod.sweep.run._begin_folder", lambda *_: 1 / 0)
+    drawn = {"optimizer.lr": {"values": [0.001, 0.002]}}
+    settings = []
+    with pytest.raises(ZeroDivisionError):
+        sweep(settings=settings, parameters=drawn, **changes)
+    assert [setting.foreseen for setting in settings] == [foreseen]
 
 
 def test_no_more_jobs_than_allowed_run_at_a_time(sweep, monkeypatch):
@@ -285,10 +346,27 @@ def test_the_folder_of_a_run_is_no_sweeps(sweep, tmp_path):
         sweep()
 
 
-def test_options_of_sbatch_need_slurm(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["restomod", "sweep", "my.yaml", "--sbatch=--gres=gpu:1"])
+def test_the_clusters_profile_is_taken_where_none_is_named(tmp_path, monkeypatch, capsys):
+    profiles = tmp_path / "launchers" / "profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "slurm.yaml").write_text("slurm: {partiton: gpu}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["restomod", "sweep", "my.yaml", "--on", "slurm"])
     assert cli.main() == 2
-    assert "--sbatch: nothing reads it without --on slurm" in capsys.readouterr().err
+    assert "did you mean `slurm.partition`" in capsys.readouterr().err
+    (tmp_path / "ours.yaml").write_text("time_limt: 4h")
+    words = ["restomod", "sweep", "my.yaml", "--on", "slurm", "--profile", "ours.yaml"]
+    monkeypatch.setattr("sys.argv", words)
+    assert cli.main() == 2
+    assert "did you mean `time_limit`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--sbatch=--gres=gpu:1", "--profile=ours.yaml"])
+def test_options_of_slurm_need_slurm(monkeypatch, capsys, option):
+    monkeypatch.setattr("sys.argv", ["restomod", "sweep", "my.yaml", option])
+    assert cli.main() == 2
+    name = option.partition("=")[0]
+    assert f"{name}: nothing reads it without --on slurm" in capsys.readouterr().err
 
 
 def test_a_trial_that_was_judged_and_not_seen_to_stop_is_not_run_again(sweep, monkeypatch):
@@ -306,3 +384,21 @@ def test_a_trial_that_was_judged_and_not_seen_to_stop_is_not_run_again(sweep, mo
     judged = next(trial for trial in told["trials"] if trial["state"] == "stopped early")
     assert judged["readings"] == 2
     assert Path(judged["run_folder"]).name not in stage.started
+
+
+def test_the_page_can_be_written_anew_while_another_process_has_the_sweep(sweep, tmp_path):
+    sweep(endings={1: "fails"})
+    folder = tmp_path / "rates"
+    written = (folder / "sweep.html").read_text()
+    (folder / "sweep.html").unlink()
+    journal = (folder / "optuna.journal").read_bytes()
+    with (folder / "optuna.journal").open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')  # of a process that is writing
+    with (folder / "sweep.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert report([folder], None) == folder / "sweep.html"
+    assert (folder / "sweep.html").read_text() == written
+    assert (folder / "optuna.journal").read_bytes().startswith(journal)
+    (folder / "optuna.journal").unlink()
+    with pytest.raises(UserError, match="journal cannot be read"):
+        report([folder], None)

@@ -89,6 +89,25 @@ def test_lanes_that_do_not_divide_are_warned_of_or_refused(tiny, tmp_path):
     assert "without a node" not in plan(load_recipe([path]), 16, 8)
 
 
+def test_ranks_that_cannot_share_a_recipe_get_the_plan_of_the_nearest_that_can(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    path = tiny.write(tmp_path / "recipe.yaml", data__lanes=32, phases__batch_rows=16)
+    monkeypatch.setattr(sys, "argv", ["restomod", "plan", str(path), "--gpus", "14"])
+    assert cli.main() == 0
+    text = capsys.readouterr().out
+    # 32 lanes suit, but not 16 rows.
+    assert "training refuses 14 ranks and takes 8 or 16; this plan is for 16" in text
+    assert "data.lanes: 32 lanes cannot be shared by 14 ranks; use 8 or 16 ranks" in text
+    assert "phases.pretrain.batch_rows: 16 rows are not divided by 14 ranks" in text
+    assert "time and cost on 16 x h100" in text
+    assert "each of 16 ranks: 1 micro-batches of 1 rows; 32 lanes, 2 of them each" in text
+    assert text.count("training refuses 14 ranks") == 2  # and among the warnings at the end
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "64"])
+    assert cli.main() == 0
+    assert "training refuses 64 ranks and takes 16; this plan is for 16" in capsys.readouterr().out
+
+
 def run_command(*words):
     """Run `restomod plan` in a process of its own, which must not load torch."""
     code = (
@@ -128,8 +147,11 @@ def test_command_plans_for_gpus_without_torch(tiny, tmp_path):
         (["--price", "-1"], "--price -1: dollars for a GPU hour, 0 or more"),
         (["--price", "nan"], "--price nan: dollars for a GPU hour, 0 or more"),
         (["--gpus", "4", "--world-size", "2"], "--gpus 4 and --world-size 2: both are the number"),
-        (["--gpus", "3"], "4 lanes cannot be shared by 3 ranks; use 2 or 4 ranks"),
-        (["--html", "/nowhere/plan.html"], "--html /nowhere/plan.html: cannot be written: No such"),
+        (
+            ["--gpus", "2", "parallel.shard_ranks=2", "parallel.strategy=ddp"],
+            "parallel.shard_ranks",
+        ),
+        (["--html", "/nowhere/plan.html"], "/nowhere/plan.html: cannot be written: No such"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_message(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import pytest
 
 from restomod.errors import UserError
 from restomod.tools import charts
-from restomod.tools.metrics_log import Downsampled, RunLog, merged
-from restomod.tools.report import asked_phases, write_report
+from restomod.tools.downsampled import Downsampled, Thinned, merged
+from restomod.tools.metrics_log import RunLog
+from restomod.tools.report import write_report
+from restomod.tools.run_record import asked_phases
 
 BATCH_SLOTS = 1000
 
@@ -69,7 +72,7 @@ def run_folder(
     evaluation: Any = None,
     tail: str = "",
 ) -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + tail)
     if config:
@@ -174,10 +177,10 @@ def test_every_figure_is_drawn_against_tokens_and_wall_time(full_page: str) -> N
         "accuracy",
         "lr",
         "grad-norm",
-        "throughput",
+        "tokens-per-s",
         "mfu",
-        "data-wait",
-        "packing",
+        "data-wait-fraction",
+        "packing-efficiency",
         "mixture",
     ]
     for figure in figures:
@@ -218,14 +221,26 @@ def test_final_evaluation_stands_beside_the_unigram_model(full_page: str) -> Non
 
 def test_fill_mask_marks_the_expected_token(full_page: str) -> None:
     assert "def <mark>[MASK]</mark>(self)" in full_page
-    assert re.search(r"<li class=right><code>__init__</code>.*?94.0%", full_page)
-    assert re.search(r"<li><code>new</code>.*?2.0%", full_page)
+    assert re.search(r'<li class="right"><code>__init__.*?</code>.*?94.0%', full_page)
+    assert re.search(r"<li class=\"\"><code>new</code>.*?2.0%", full_page)
 
 
 def test_events_of_any_kind_are_listed(full_page: str) -> None:
     text = text_of(full_page)
     assert "1 start, 100 train, 4 eval, 4 checkpoint, 1 skip" in text
     assert "3 min 20 s 100 skip shard shard.00012.mds" in text
+
+
+def test_samples_show_how_the_guess_changed(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = [train_line(1)]
+    for step, token in ((10, "dog"), (20, " cat")):
+        guesses = [{"token": token, "probability": step / 100}, {"token": "x"}]
+        example = {"domain": "prose", "text": "a [MASK]", "expected": "cat", "predictions": guesses}
+        lines.append({"event": "samples", "step": step, "samples": [example]})
+    page = page_of(run_folder(tmp_path / "run", lines))
+    [card] = re.findall(r"<article>(.*?)</article>", page, re.S)
+    said = "a [MASK] step 10 dog 10.0% step 20 cat (right) 20.0% prose, expected cat"
+    assert " ".join(text_of(card).split()) == said
 
 
 def test_resolved_recipe_is_on_the_page(full_page: str) -> None:
@@ -371,6 +386,19 @@ def test_downsampling_keeps_extremes_sums_and_order() -> None:
     assert (ends[0], ends[-1]) == (0, 12_344)
 
 
+def test_thinned_items_keep_the_first_the_newest_and_some_between() -> None:
+    for count in range(40):
+        kept = Thinned(8)
+        for item in range(count):
+            kept.add(item)
+        items = kept.items()
+        assert items == sorted(set(items))
+        assert len(items) == count if count <= 8 else 4 <= len(items) <= 9
+        assert not count or (items[0], items[-1]) == (0, count - 1)
+        gaps = {b - a for a, b in pairwise(items[:-1])}
+        assert len(gaps) <= 1
+
+
 def test_breaks_never_merge() -> None:
     curves = Downsampled(max_buckets=10)
     for step in range(1000):
@@ -439,8 +467,10 @@ def test_run_without_steps_still_has_a_page(tmp_path: Path) -> None:
 
 
 def test_single_step_and_constant_curves_are_drawn(tmp_path: Path) -> None:
-    page = page_of(run_folder(tmp_path / "one", [train_line(1, mfu=0.0, grad_norm=0.0)]))
+    line = train_line(1, mfu=0.0, grad_norm=0.0, weight_decay=1e-5, batch_rows=4, mask_rate=0.3)
+    page = page_of(run_folder(tmp_path / "one", [line]))
     assert '<figure id="loss"' in page
+    assert "Mask rate 30% throughout." in page
     assert "Nothing logged for: Evaluation loss, Model FLOPs utilisation." in page
 
 

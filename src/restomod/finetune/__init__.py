@@ -1,0 +1,1 @@
+"""Fine-tuning: a pretrained encoder and labelled data to a model that transformers loads."""
