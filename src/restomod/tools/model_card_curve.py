@@ -9,7 +9,8 @@ from collections.abc import Hashable
 from html import escape
 
 from restomod.tools.charts import Point, XAxis, YScale, nice_ticks, tick_labels, x_axis, y_scale
-from restomod.tools.metrics_log import Bucket, RunLog
+from restomod.tools.downsampled import Bucket
+from restomod.tools.metrics_log import RunLog
 
 WIDTH, HEIGHT = 720, 360
 LEFT, RIGHT, TOP, BOTTOM = 56, 20, 36, 48
