@@ -87,6 +87,12 @@ def main() -> int:
     plan.add_argument(
         "--price", type=float, default=2.5, help="dollars for a GPU hour; 2.5 by default"
     )
+    plan.add_argument(
+        "--vocabulary",
+        type=_positive,
+        metavar="N",
+        help="assumed where the recipe's tokenizer is not here; 50368 by default",
+    )
     plan.add_argument("--html", type=Path, metavar="FILE", help="write the plan as a page, too")
     plan.add_argument(
         "--ranks-per-node",

@@ -118,9 +118,13 @@ class ParallelConfig:
 class OptimizerConfig:
     """How weights are updated; the defaults are ModernBERT-base's (paper, table 3)."""
 
-    name: str = field(default="stable_adamw", metadata={"choices": ("stable_adamw", "muon")})
-    """stable_adamw, or muon: steps along the orthogonalised momentum of the layers' matrices and
-    the head's, at the same learning rate; the other parameters follow StableAdamW."""
+    name: str = field(
+        default="stable_adamw",
+        metadata={"choices": ("stable_adamw", "adamw", "muon"), "extends": True},
+    )
+    """stable_adamw; adamw: the same without its clip of each tensor's update; or muon: steps along
+    the orthogonalised momentum of the layers' matrices and the head's, at the same learning rate;
+    the other parameters follow StableAdamW."""
     lr: float = 8e-4
     """Peak learning rate, of phases that have none of their own."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -130,8 +134,13 @@ class OptimizerConfig:
     weight_decay: float = 1e-5
     """Fully decoupled: each step multiplies weights by 1 - weight_decay x lr / the phase's peak lr.
     Not applied to norms and biases."""
+    clip_norm: float = 0.0
+    """With adamw: gradients whose 2-norm, all parameters together, exceeds this are scaled down to
+    it; 0 clips none."""
     momentum: float = 0.95
     """Decay rate of Muon's momentum."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of an optimizer of the user's own."""
 
 
 @dataclass

@@ -1,5 +1,5 @@
-"""What users bring themselves, by `package.module:Name`: callbacks, evaluation hooks, shapes of the
-learning rate's decay, transforms of a stream's text.
+"""What users bring themselves, by `package.module:Name`: callbacks, evaluation hooks, optimizers,
+shapes of the learning rate's decay, transforms of a stream's text.
 
 In: a mapping of the recipe, `{use: package.module:Name, option: value, ...}`. Out: an instance of
 that class. It is a dataclass, and the options are its fields: they are checked as strictly as our
@@ -22,7 +22,7 @@ from restomod.errors import UserError
 from restomod.strict import check_options
 
 if TYPE_CHECKING:
-    from restomod.config import Recipe
+    from restomod.config import OptimizerConfig, Recipe
 
 USE = "use"
 NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -45,17 +45,36 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
             if stream.transform:
                 key = f"{section}.streams.{name}.transform"
                 found += _problems(stream.transform, key, "__call__")
+    found += _optimizer_problems(recipe.optimizer)
     for n, phase in enumerate(recipe.phases):
         schedule, key = phase.schedule, f"phases.{n}.schedule"
-        if is_extension(schedule.decay_shape):
-            given = {USE: schedule.decay_shape, **schedule.decay_options}
-            found += [
-                (place.replace(".decay_options.use", ".decay_shape"), reason)
-                for place, reason in _problems(given, f"{key}.decay_options", "__call__")
-            ]
-        elif schedule.decay_options:
-            found.append((f"{key}.decay_options", "only a decay_shape of your own has options"))
+        shape, options = schedule.decay_shape, schedule.decay_options
+        found += _named(shape, options, key, "decay_shape", "decay_options")
     return found
+
+
+def _optimizer_problems(optimizer: OptimizerConfig) -> list[tuple[str, str]]:
+    name = optimizer.name
+    found = _named(name, optimizer.options, "optimizer", "name", "options")
+    if is_extension(name) and not found:
+        moments = getattr(_find(name), "moments", None)
+        if not isinstance(moments, tuple) or not all(isinstance(m, str) for m in moments):
+            reason = f"{name}: has no tuple `moments`, the names of the tensors that it keeps"
+            found.append(("optimizer.name", reason))
+    return found
+
+
+def _named(
+    name: str, options: Mapping[str, Any], key: str, name_key: str, options_key: str
+) -> list[tuple[str, str]]:
+    """Return (key, reason) for what is wrong with an extension whose name and options are two keys
+    of a section."""
+    if not is_extension(name):
+        wrong = f"only a {name_key} of your own has options"
+        return [(f"{key}.{options_key}", wrong)] if options else []
+    found = _problems({USE: name, **options}, f"{key}.{options_key}", "__call__")
+    use = f".{options_key}.{USE}"
+    return [(place.replace(use, f".{name_key}"), reason) for place, reason in found]
 
 
 def _problems(given: Mapping[str, Any], key: str, method: str) -> list[tuple[str, str]]:

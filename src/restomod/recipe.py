@@ -235,6 +235,23 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
         "optimizer.momentum",
         "nothing reads it without optimizer.name: muon",
     )
+    require(
+        optimizer.clip_norm >= 0,
+        "optimizer.clip_norm",
+        f"{optimizer.clip_norm}: must not be negative; 0 clips nothing",
+    )
+    require(
+        optimizer.name == "adamw" or not optimizer.clip_norm,
+        "optimizer.clip_norm",
+        "nothing reads it without optimizer.name: adamw (stable_adamw clips each tensor's update)",
+    )
+    for name in ("betas", "eps"):
+        require(
+            not extensions.is_extension(optimizer.name)
+            or getattr(optimizer, name) == getattr(OptimizerConfig(), name),
+            f"optimizer.{name}",
+            "nothing reads it with an optimizer of your own; see optimizer.options",
+        )
     data = recipe.data
     require(bool(data.streams), "data.streams", "is missing: name at least one data set")
     for name in ("lanes", "buffer_rows", "tokens_per_document_min"):

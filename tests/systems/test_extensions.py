@@ -33,7 +33,7 @@ def extended(tiny, train, tmp_path_factory):
     example = yaml.safe_load(re.search(r"```yaml\n(.*?)```", PAGE, re.S)[1])
     recipe = tiny.write(folder / "recipe.yaml", phases__schedule=example["phases"][0]["schedule"])
     (folder / "extras.yaml").write_text(
-        yaml.safe_dump({key: example[key] for key in ("callbacks", "evaluation")})
+        yaml.safe_dump({key: example[key] for key in ("callbacks", "evaluation", "optimizer")})
     )
 
     def start(*words, **options):
@@ -52,6 +52,8 @@ def test_the_example_measures_and_goes_on_after_a_kill(tiny, extended):
     hooks = [line["hooks"]["house"]["cosine"] for line in metrics(runs / "extended", "eval")]
     assert len(hooks) == 3
     assert all(-1 <= cosine <= 1 for cosine in hooks)
+    losses = [line["loss"] for line in metrics(runs / "extended")]
+    assert losses[-1] < losses[0] - 0.3
     rates = [line["lr"] for line in metrics(runs / "extended")][-4:]
     left = [(2 ** (-8 * passed) - 2**-8) / (1 - 2**-8) for passed in (1 / 8, 3 / 8, 5 / 8, 7 / 8)]
     assert rates == pytest.approx([1e-3 * share for share in left])
@@ -63,6 +65,7 @@ def test_the_example_measures_and_goes_on_after_a_kill(tiny, extended):
     assert code == 0, text
     assert metrics(killed, "resume")
     drop = ("time_s",)
+    assert [line["loss"] for line in metrics(killed)] == losses
     told = [{k: v for k, v in x.items() if k not in drop} for x in metrics(killed, "norms")]
     assert told == [{k: v for k, v in x.items() if k not in drop} for x in whole]
 

@@ -7,6 +7,7 @@ import pytest
 
 from restomod.config import ScheduleConfig
 from restomod.errors import UserError
+from restomod.model.memory import moments_per_parameter
 from restomod.optim.schedules import trapezoid
 from restomod.recipe import load_recipe
 
@@ -51,12 +52,28 @@ def recipe(tiny, tmp_path, monkeypatch):
         ("phases.0.schedule.decay_shape='my_extras:Falling'", "my_extras has no Falling"),
         ("phases.0.schedule.decay_shape=expo", "'expo' is not one of one_minus_sqrt, linear"),
         ("phases.0.schedule.decay_options={halvings: 2.0}", "only a decay_shape of your own has"),
+        ("optimizer.name='my_extras:Lio'", "optimizer.name: my_extras has no Lio"),
+        ("optimizer.name='my_extras:Exponential'", "my_extras:Exponential: has no tuple `moments`"),
+        ("optimizer={name: 'my_extras:Lion', options: {beta: 1}}", "did you mean `beta2`?"),
+        (
+            "optimizer={name: 'my_extras:Lion', eps: 1e-3}",
+            "optimizer.eps: nothing reads it with an",
+        ),
+        (
+            "optimizer.options={beta1: 0.5}",
+            "optimizer.options: only a name of your own has options",
+        ),
     ],
 )
 def test_mistakes_are_named(recipe, override, message):
     with pytest.raises(UserError) as error:
         load_recipe([recipe], [override])
     assert message in str(error.value)
+
+
+def test_an_optimizer_of_ones_own_counts_in_the_plan(recipe):
+    own = load_recipe([recipe], ["optimizer={name: 'my_extras:Lion', options: {beta1: 0.5}}"])
+    assert moments_per_parameter(own, 512) == 1
 
 
 def test_a_shape_of_ones_own_falls_as_it_says(recipe):

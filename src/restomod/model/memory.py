@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from restomod.config import ComputeConfig, ModelConfig, PhaseConfig, Recipe
 from restomod.data.mlm import predicted_slots
+from restomod.extensions import USE, is_extension, make
 from restomod.model.config import BLOCK
 
 FLOAT32, BF16 = 4, 2
@@ -125,9 +126,13 @@ def step_memory(
 
 
 def moments_per_parameter(recipe: Recipe, vocab_size: int) -> float:
-    """Return how many moments the optimizer keeps of a parameter, in the mean: StableAdamW two,
-    Muon one of a layer's and the head's matrices."""
-    if recipe.optimizer.name != "muon":
+    """Return how many moments the optimizer keeps of a parameter, in the mean: AdamW and
+    StableAdamW two, Muon one of a layer's and the head's matrices, one of the user's own what it
+    says."""
+    name = recipe.optimizer.name
+    if is_extension(name):
+        return float(len(make({USE: name, **recipe.optimizer.options}).moments))
+    if name != "muon":
         return 2.0
     model = recipe.model
     d, i = model.hidden_size, model.intermediate_size

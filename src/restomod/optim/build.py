@@ -5,8 +5,11 @@ from typing import Any
 from torch import nn
 
 from restomod.config import OptimizerConfig
+from restomod.extensions import USE, is_extension, make
 from restomod.model.encoder import MaskedLM
+from restomod.optim.adamw import AdamW
 from restomod.optim.muon import Muon
+from restomod.optim.own import Own
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 
 PARTS = {"Wqkv.weight": 3, "Wi.weight": 2}
@@ -21,6 +24,13 @@ def build_optimizer(model: MaskedLM, config: OptimizerConfig, compiled: bool) ->
     step.
     """
     betas = (config.betas[0], config.betas[1])
+    if is_extension(config.name):
+        return Own(
+            parameter_groups(model, config.weight_decay),
+            lr=config.lr,
+            lr_max=config.lr,
+            rule=make({USE: config.name, **config.options}),
+        )
     if config.name == "muon":
         return Muon(
             muon_groups(model, config.weight_decay),
@@ -30,6 +40,15 @@ def build_optimizer(model: MaskedLM, config: OptimizerConfig, compiled: bool) ->
             betas=betas,
             eps=config.eps,
             compiled=compiled,
+        )
+    if config.name == "adamw":
+        return AdamW(
+            parameter_groups(model, config.weight_decay),
+            lr=config.lr,
+            lr_max=config.lr,
+            clip_norm=config.clip_norm,
+            betas=betas,
+            eps=config.eps,
         )
     return StableAdamW(
         parameter_groups(model, config.weight_decay),

@@ -31,7 +31,7 @@ CHUNK = 1 << 20  # elements that the CPU reads at a time, so that intermediate r
 
 
 @dataclass(frozen=True)
-class _Coefficients:
+class Coefficients:
     """Numbers of one step of one group."""
 
     beta1: float
@@ -50,7 +50,7 @@ class Measured:
     """[2]: g^2 / max(v, eps^2) and g^2, summed over what this rank holds."""
     elements: int
     """Of the whole parameter, if its update is clipped; 0 where it never is."""
-    coefficients: _Coefficients | None = None
+    coefficients: Coefficients | None = None
 
 
 class Statistics(NamedTuple):
@@ -117,6 +117,8 @@ class StableAdamW(torch.optim.Optimizer):
         """Of the last step, on the device of the parameters: 1.0 if its update was skipped."""
         self._sums, self._rms = torch.zeros(1, 2), torch.zeros(1)
         self._clippable = 1
+        self._gradient_divisor: Tensor | None = None
+        """A scalar that all gradients are divided by, on the device of the parameters."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -159,7 +161,7 @@ class StableAdamW(torch.optim.Optimizer):
     def _measure(self, group: dict[str, Any]) -> list[Measured]:
         """Count the step of the group's parameters that have a gradient, and read their sums."""
         measured = []
-        coefficients: dict[float, _Coefficients] = {}
+        coefficients: dict[float, Coefficients] = {}
         for w in group["params"]:
             if w.grad is None:
                 continue
@@ -172,11 +174,15 @@ class StableAdamW(torch.optim.Optimizer):
             step = state["step"].item()
             if step not in coefficients:
                 coefficients[step] = _coefficients(group, step)
-            c = coefficients[step]
-            g, v = local(w.grad), local(state["exp_avg_sq"])
-            sums = update_sums(g, v, c.beta2, c.eps, self._compiled)
-            measured.append(Measured(w, sums, w.numel(), c))
+            measured.append(self._read(w, coefficients[step]))
         return measured
+
+    def _read(self, w: Tensor, c: Coefficients) -> Measured:
+        """Read a parameter's gradient and second moment for their sums."""
+        assert w.grad is not None
+        g, v = local(w.grad), local(self.state[w]["exp_avg_sq"])
+        sums = update_sums(g, v, c.beta2, c.eps, self._compiled)
+        return Measured(w, sums, w.numel(), c)
 
     def _update(
         self, group: dict[str, Any], measured: Sequence[Measured], divisors: Sequence[Tensor]
@@ -202,6 +208,7 @@ class StableAdamW(torch.optim.Optimizer):
                 eps=c.eps,
                 amsgrad=False,
                 maximize=False,
+                grad_scale=self._gradient_divisor,
                 found_inf=self.skipped,
             )
 
@@ -270,9 +277,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def _coefficients(group: dict[str, Any], step: float) -> _Coefficients:
+def _coefficients(group: dict[str, Any], step: float) -> Coefficients:
     beta1, beta2 = (beta * (1 - beta ** (step - 1)) / (1 - beta**step) for beta in group["betas"])
-    return _Coefficients(beta1, beta2, group["eps"], float(group["lr"]), decay_per_lr(group))
+    return Coefficients(beta1, beta2, group["eps"], float(group["lr"]), decay_per_lr(group))
 
 
 def decay_per_lr(group: dict[str, Any]) -> float:

@@ -41,8 +41,6 @@ from restomod.tools.plan_parts import WARNING, Section, Target, as_text
 from restomod.tools.schedule_plots import schedule_plots
 from restomod.units import parse_slots
 
-ASSUMED_VOCABULARY = 50_368
-"""ModernBERT's, where the tokenizer is not here."""
 KNOWN_BATCH, KNOWN_SLOTS, BATCH_EXPONENT = 4_718_592, 1.719e12, 0.47
 """ModernBERT-base's batch at the length of its pretraining, and the exponent with which critical
 batches grow with the data trained on, whatever the model's size (arXiv 2505.13738, 2410.21676)."""
@@ -93,7 +91,7 @@ def make_plan(recipe: Recipe, target: Target) -> Plan:
         vocab_size = tokenizer.vocab_size
         head.lines.append(f"tokenizer: {recipe.tokenizer}, vocabulary {vocab_size:,}")
     except UserError as error:
-        vocab_size = ASSUMED_VOCABULARY
+        vocab_size = target.vocabulary
         head.lines.append(f"tokenizer: not here, a vocabulary of {vocab_size:,} assumed ({error})")
     head.lines += _model(recipe, vocab_size)
     streams, missing = open_streams(recipe, tokenizer)

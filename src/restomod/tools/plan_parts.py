@@ -31,6 +31,8 @@ class Target:
     """Share of the GPUs' bf16 peak that training reaches, all in all."""
     price: float = 2.5
     """Dollars for a GPU hour."""
+    vocabulary: int = 50_368
+    """The model's vocabulary where the recipe's tokenizer is not here; ModernBERT's."""
 
     @property
     def gpu(self) -> Gpu | None:
@@ -55,7 +57,8 @@ def target(arguments: Namespace, usual_node_ranks: int) -> Target:
         gpu_named(gpu)
     ranks = ranks or gpus or 1
     node_ranks = min(ranks, arguments.ranks_per_node or usual_node_ranks)
-    return Target(ranks, node_ranks, gpu.lower(), arguments.mfu, arguments.price)
+    vocabulary = arguments.vocabulary or Target.vocabulary
+    return Target(ranks, node_ranks, gpu.lower(), arguments.mfu, arguments.price, vocabulary)
 
 
 @dataclass(frozen=True)

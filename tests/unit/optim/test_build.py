@@ -6,8 +6,10 @@ import torch
 from restomod.config import OptimizerConfig
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
+from restomod.optim.adamw import AdamW
 from restomod.optim.build import build_optimizer
 from restomod.optim.muon import Muon
+from restomod.optim.stable_adamw import StableAdamW
 
 TINY = EncoderConfig(
     layers=2, hidden_size=32, heads=2, intermediate_size=48, vocab_size=90,
@@ -26,14 +28,14 @@ def by_name(model: MaskedLM, opt: torch.optim.Optimizer) -> dict[str, dict[str, 
     return dict(members)
 
 
-@pytest.mark.parametrize("name", ["stable_adamw", "muon"])
+@pytest.mark.parametrize("name", ["stable_adamw", "adamw", "muon"])
 def test_the_recipes_numbers_reach_every_group(name: str) -> None:
     model = MaskedLM(TINY)
     config = OptimizerConfig(
         name=name, lr=2e-3, betas=[0.8, 0.9], eps=1e-7, weight_decay=0.3, momentum=0.7
     )
     opt = build_optimizer(model, config, compiled=False)
-    assert isinstance(opt, Muon) == (name == "muon")
+    assert type(opt) is {"stable_adamw": StableAdamW, "adamw": AdamW, "muon": Muon}[name]
     for parameter, group in by_name(model, opt).items():
         decays = not (parameter.endswith("bias") or "norm" in parameter)
         assert group["decays"] == decays, parameter
@@ -42,6 +44,16 @@ def test_the_recipes_numbers_reach_every_group(name: str) -> None:
         assert (group["betas"], group["eps"]) == ((0.8, 0.9), 1e-7)
         if name == "muon":
             assert group["momentum"] == 0.7
+
+
+def test_the_recipes_clip_norm_is_adamws() -> None:
+    model = MaskedLM(TINY)
+    opt = build_optimizer(model, OptimizerConfig(name="adamw", clip_norm=0.5), compiled=False)
+    for scale, clipped in ((1e-4, 0.0), (1.0, 1.0)):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, scale)
+        opt.step()
+        assert float(opt.statistics().clip_rate) == clipped
 
 
 def test_muon_takes_hidden_matrices_by_their_parts() -> None:
@@ -57,7 +69,7 @@ def test_muon_takes_hidden_matrices_by_their_parts() -> None:
     assert {name: n for name, n in parts.items() if n} == expected
 
 
-@pytest.mark.parametrize("name", ["stable_adamw", "muon"])
+@pytest.mark.parametrize("name", ["stable_adamw", "adamw", "muon"])
 def test_a_step_follows_the_gradients_down(name: str) -> None:
     model = MaskedLM(TINY)
     opt = build_optimizer(model, OptimizerConfig(name=name), compiled=False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from restomod.optim.adamw import AdamW
 from restomod.optim.muon import Muon
 from restomod.optim.stable_adamw import StableAdamW
 
@@ -23,8 +24,12 @@ def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator)
 
 
-def adamw(parameters: list[nn.Parameter]) -> StableAdamW:
+def stable(parameters: list[nn.Parameter]) -> StableAdamW:
     return StableAdamW(parameters, lr=1e-2, lr_max=1e-2, weight_decay=1e-2)
+
+
+def clipping(parameters: list[nn.Parameter]) -> StableAdamW:
+    return AdamW(parameters, lr=1e-2, lr_max=1e-2, weight_decay=1e-2, clip_norm=1.0)
 
 
 def muon(parameters: list[nn.Parameter]) -> StableAdamW:
@@ -42,10 +47,10 @@ def everything(parameters: list[nn.Parameter], opt: StableAdamW) -> list[Tensor]
 
 
 Build = Callable[[list[nn.Parameter]], StableAdamW]
-both = pytest.mark.parametrize("build", [adamw, muon])
+every = pytest.mark.parametrize("build", [stable, clipping, muon])
 
 
-@both
+@every
 @pytest.mark.parametrize("wrong", [torch.inf, -torch.inf, torch.nan, 1e25])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_gradient_that_is_not_finite_changes_no_bit(
@@ -74,7 +79,7 @@ def test_a_gradient_that_is_not_finite_changes_no_bit(
     assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@both
+@every
 @pytest.mark.parametrize("veto", [1.0, 0.25, torch.nan])
 def test_a_vetoed_update_changes_no_bit(build: Build, veto: float) -> None:
     parameters = weights()
@@ -153,10 +158,10 @@ def test_muon_counts_in_the_norm_and_not_among_the_clipped() -> None:
 
 
 def test_statistics_before_the_first_step_are_zero() -> None:
-    assert [float(x) for x in adamw(weights()).statistics()] == [0, 0, 0]
+    assert [float(x) for x in stable(weights()).statistics()] == [0, 0, 0]
 
 
-@both
+@every
 def test_numbers_of_a_group_may_change_at_any_step(build: Build) -> None:
     parameters = weights()
     opt = build(parameters)
@@ -179,7 +184,7 @@ def test_numbers_of_a_group_may_change_at_any_step(build: Build) -> None:
             torch.testing.assert_close(p.detach(), torch.full_like(p, 1 - decay * lr / lr_max))
 
 
-@both
+@every
 def test_a_group_that_does_not_decay_ignores_its_weight_decay(build: Build) -> None:
     parameters = weights()
     opt = build(parameters)

@@ -11,15 +11,22 @@ from restomod.model.memory import parameters
 from restomod.recipe import load_recipe
 from restomod.tools.plan import plan
 
-SHIPPED = sorted((Path(__file__).parents[3] / "yamls" / "recipes").glob("*.yaml"))
+DEMO = Path(__file__).parents[3] / "yamls" / "recipes" / "demo.yaml"
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
-def test_every_shipped_recipe_is_planned_even_without_its_data(path, tmp_path, monkeypatch):
+def test_a_recipe_is_planned_even_without_its_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = plan(load_recipe([path]), 1)
+    text = plan(load_recipe([DEMO]), 1)
     assert "not here" in text
     assert "steps of" in text
+
+
+def test_the_vocabulary_of_a_tokenizer_that_is_not_here_may_be_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run_command(DEMO, "--vocabulary", 256_000)
+    assert done.returncode == 0, done.stderr
+    assert "a vocabulary of 256,000 assumed" in done.stdout
+    assert f"{sum(parameters(load_recipe([DEMO]).model, 256_000)):,} parameters" in done.stdout
 
 
 def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):

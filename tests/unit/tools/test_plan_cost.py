@@ -14,14 +14,18 @@ from restomod.tools.plan_memory import USED, resident, strategies
 from restomod.tools.plan_parts import Target
 
 ROOT = Path(__file__).parents[3]
-PUBLISHED = Path(__file__).parent / "published"
 HOURS = {"base": (191.1, 36.3, 7.5), "large": (420.4, 75.1, 15.3)}
 """Training hours of each phase on 8 H100s (arXiv 2412.13663, table 3)."""
 
 
 @pytest.fixture(scope="module")
 def published():
-    return {name: load_recipe([PUBLISHED / f"{name}.yaml"]) for name in HOURS}
+    """The shipped recipes; the large one's pretraining is one phase, at another learning rate."""
+    recipes = ROOT / "yamls" / "recipes"
+    return {
+        name: load_recipe([recipes / f"modernbert-{name}.yaml"], ["parallel.strategy=ddp"])
+        for name in HOURS
+    }
 
 
 @pytest.mark.parametrize("size", HOURS)
