@@ -48,6 +48,7 @@ FREE_KEYS = (
     "callbacks.*",
     "checkpoint.*",
     "logging.*",
+    "card.*",
     "resume.*",
     "stop_after",
     "faults.grace",

@@ -78,11 +78,15 @@ class TextEncoder:
         texts = iter(texts)
         parts = [np.zeros((0, self.hidden_size), np.float32)]
         while window := list(itertools.islice(texts, WINDOW_TEXTS)):
-            vectors = np.empty((len(window), self.hidden_size), np.float32)
-            for order, hidden, bounds in self._forward(self.ids(window)):
-                vectors[order] = pool(hidden, bounds, pooling).cpu().numpy()
-            parts.append(vectors)
+            parts.append(self.embed_ids(self.ids(window), pooling))
         return np.concatenate(parts)
+
+    def embed_ids(self, ids: list[np.ndarray], pooling: Pooling = "mean") -> np.ndarray:
+        """Return [documents, hidden] float32 of what `ids` returns."""
+        vectors = np.empty((len(ids), self.hidden_size), np.float32)
+        for order, hidden, bounds in self._forward(ids):
+            vectors[order] = pool(hidden, bounds, pooling).cpu().numpy()
+        return vectors
 
     def embed_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return [length, hidden] float32 of each text: the vectors of `ids`."""

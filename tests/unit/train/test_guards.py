@@ -22,7 +22,7 @@ GUARDED_PARTS = {"seed", "model", "init", "optimizer", "data", "phases", "faults
 FREE_PARTS = {
     "run_name", "runs_dir", "store", "cache_dir", "device", "deterministic", "tokenizer", "compute",
     "parallel", "data", "phases", "evaluation", "checkpoint", "stop_after", "faults", "profile",
-    "logging", "resume",
+    "logging", "card", "resume",
 }  # fmt: skip
 
 
