@@ -36,18 +36,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import python_text
 import stage
-from heldout import (
+
+from restomod.errors import UserError
+from restomod.harvest import python_text
+from restomod.harvest.heldout import (
     HELDOUT_SHARE,
     MAX_HELDOUT_SHARE,
     choose_heldout,
     drop_near_duplicates,
     line_hashes,
 )
-from installed import STDLIB, FileTask, Source, find_sources, hash_key, plan_files
-
-from restomod.errors import UserError
+from restomod.harvest.installed import (
+    STDLIB,
+    FileTask,
+    Source,
+    find_sources,
+    hash_key,
+    plan_files,
+)
 
 FORMAT = 1
 DOMAINS = ("code", "prose", "science")

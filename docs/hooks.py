@@ -22,6 +22,7 @@ SECTIONS = (
         "FinetuneConfig",
         "`restomod finetune CONFIG.yaml [key=value ...]`",
     ),
+    ("Suites", "restomod.eval.suite", "Suite", "`restomod eval MODEL --suite FILE.yaml`"),
     ("Cluster profiles", "restomod.launch.profile", "Profile", "`restomod launch --profile FILE`"),
 )
 """Heading, module, the dataclass that its YAML fills, and who reads that."""
@@ -64,6 +65,8 @@ def _inner(kind: Any) -> tuple[type | None, str]:
     if dataclasses.is_dataclass(kind):
         return typing.cast(type, kind), ""
     arguments = typing.get_args(kind)
+    if type(None) in arguments:
+        return _inner(arguments[0])
     if arguments and dataclasses.is_dataclass(arguments[-1]):
         return typing.cast(type, arguments[-1]), ".NAME" if len(arguments) == 2 else "[n]"
     return None, ""

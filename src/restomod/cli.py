@@ -119,8 +119,33 @@ def main() -> int:
     inspect.add_argument("--tokenizer", default="", help="the tokenizer of a FOLDER's ids or text")
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    evaluate = command("eval", _eval, "evaluate a run's newest checkpoint on its held-out data")
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    evaluate = command(
+        "eval", _eval, "evaluate a run on its held-out data, or models on the tasks of a suite"
+    )
+    evaluate.add_argument(
+        "models",
+        nargs="+",
+        type=Path,
+        metavar="RUN|CHECKPOINT|FOLDER",
+        help="a run; with --suite models of any kind",
+    )
+    evaluate.add_argument(
+        "--suite", default="", metavar="NAME|FILE.yaml", help="offline, beir, ...: docs/evaluate.md"
+    )
+    evaluate.add_argument(
+        "--baseline",
+        default="",
+        metavar="MODEL|NAME",
+        help="what differences are taken from: another model, or random (by default), bag, tfidf, "
+        "minilm",
+    )
+    evaluate.add_argument(
+        "--seeds", type=_positive, default=0, help="of random initialisation and tuning"
+    )
+    evaluate.add_argument("--out", type=Path, help="RUN/evaluations/SUITE by default")
+    evaluate.add_argument(
+        "--all-checkpoints", action="store_true", help="every checkpoint of a run: a leaderboard"
+    )
 
     finetune = command(
         "finetune", _finetune, "fine-tune a model on labelled data; the same command goes on"
@@ -392,9 +417,38 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     _set_up_process()
-    from restomod.eval.heldout import evaluate_run
+    if not arguments.suite:
+        words = {"--baseline": arguments.baseline, "--seeds": arguments.seeds}
+        words |= {"--out": arguments.out, "--all-checkpoints": arguments.all_checkpoints}
+        if given := [word for word, value in words.items() if value]:
+            raise UserError(f"{given[0]}: nothing reads it without --suite")
+        if len(arguments.models) > 1:
+            raise UserError("name one run, or a --suite to judge several models on")
+        from restomod.eval.heldout import evaluate_run
 
-    sys.stdout.write(evaluate_run(arguments.run))
+        sys.stdout.write(evaluate_run(arguments.models[0]))
+        return 0
+    from restomod.eval.suite import load_suite
+
+    suite = load_suite(arguments.suite)  # mistakes show before torch is imported
+    from restomod.eval.run import Request, run_suite
+    from restomod.interrupts import Stopped
+    from restomod.train.stopping import REQUEUE_CODE
+
+    request = Request(
+        arguments.models,
+        suite,
+        shlex.join(["restomod", *sys.argv[1:]]),
+        arguments.baseline,
+        arguments.seeds,
+        arguments.out,
+        arguments.all_checkpoints,
+    )
+    try:
+        sys.stdout.write(run_suite(request))
+    except Stopped as stop:
+        sys.stderr.write(f"{stop}; the same command goes on:\n  {request.command}\n")
+        return 130 if stop.reason == "SIGINT" else REQUEUE_CODE
     return 0
 
 

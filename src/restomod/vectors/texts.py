@@ -88,6 +88,23 @@ class TextEncoder:
             vectors[order] = pool(hidden, bounds, pooling).cpu().numpy()
         return vectors
 
+    def embed_windows(self, texts: Sequence[str]) -> np.ndarray:
+        """Return [texts, hidden] float32 of whole texts: what is longer than `max_tokens` is read
+        in windows of that length, and the means of their tokens count by their tokens."""
+        ends = np.array([self.tokenizer.cls_id, self.tokenizer.sep_id])
+        size = self.max_tokens - 2
+        windows, owners = [], []
+        for n, ids in enumerate(self.tokenizer.encode_batch(texts)):
+            for begin in range(0, max(len(ids), 1), size):
+                part = ids[begin : begin + size].astype(np.int64)
+                windows.append(np.concatenate([ends[:1], part, ends[1:]]))
+                owners.append(n)
+        lengths = np.array([len(ids) for ids in windows], np.float32)
+        sums, tokens = np.zeros((len(texts), self.hidden_size), np.float32), np.zeros(len(texts))
+        np.add.at(sums, owners, self.embed_ids(windows) * lengths[:, None])
+        np.add.at(tokens, owners, lengths)
+        return sums / np.maximum(tokens, 1).astype(np.float32)[:, None]
+
     def embed_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return [length, hidden] float32 of each text: the vectors of `ids`."""
         vectors: list[np.ndarray] = [np.empty(0)] * len(texts)

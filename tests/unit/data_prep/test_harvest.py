@@ -4,10 +4,10 @@ import json
 import shutil
 
 import harvest
-import heldout
-import installed
 import pytest
-import python_text
+
+from restomod.harvest import heldout, installed, python_text
+from tests.installed import install
 
 LONG = "A sentence about {0} that goes on for a while, number {1} of its kind.\n"
 
@@ -26,24 +26,6 @@ def module(name, functions=12):
             f"    return os.path.join(str(result_of_{name}), 'the_file_of_{name}_{n}')\n"
         )
     return code
-
-
-def install(site, name, files, description="", version="1.0"):
-    """Lay out one distribution as pip does."""
-    info = site / f"{name}-{version}.dist-info"
-    info.mkdir(parents=True)
-    files = {
-        **files,
-        f"{info.name}/METADATA": (
-            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\n{description}\n"
-        ),
-    }
-    for file, content in files.items():
-        path = site / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    record = "".join(f"{file},,{len(content.encode())}\n" for file, content in files.items())
-    (info / "RECORD").write_text(record)
 
 
 NAMES = [f"pack_{letter}" for letter in "abcdefgh"]

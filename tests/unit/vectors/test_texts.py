@@ -79,3 +79,22 @@ def test_a_model_without_a_tokenizer_or_a_limit_beyond_the_models_is_refused(fol
     save_transformers(TextEncoder.load(folder).model, tmp_path / "bare")
     with pytest.raises(UserError, match="has no tokenizer"):
         TextEncoder.load(tmp_path / "bare")
+
+
+def test_windows_of_a_long_text_count_by_their_tokens(folder):
+    encoder = TextEncoder.load(folder, max_tokens=20)
+    texts = [TEXTS[2], "", "long " * 30]
+    whole = encoder.embed_windows(texts)
+    ids = encoder.tokenizer.encode_batch(texts)
+    assert len(ids[2]) > 20
+    for vector, own in zip(whole, ids, strict=True):
+        pieces = [own[n : n + 18] for n in range(0, max(len(own), 1), 18)]
+        ends = [encoder.tokenizer.cls_id, encoder.tokenizer.sep_id]
+        tokens = []
+        for piece in pieces:
+            document = torch.tensor([ends[0], *piece.tolist(), ends[1]])
+            with torch.no_grad():
+                tokens.append(encoder.model.encode(document, torch.tensor([0, len(document)])))
+        np.testing.assert_allclose(vector, torch.cat(tokens).mean(0), atol=1e-5)
+    short = [text for text, own in zip(texts, ids, strict=True) if len(own) <= 18]
+    np.testing.assert_allclose(encoder.embed_windows(short), encoder.embed(short), atol=1e-6)

@@ -1,7 +1,8 @@
 """Which files of the installed distributions are worth harvesting, and in which order.
 
 In: the running Python's library and packages, or folders like them. Out: the files to read, each
-with its distribution, in the order of a hash of their names. `harvest.py` calls it.
+with its distribution, in the order of a hash of their names. `harvest.py` and
+`eval/offline/` call it.
 """
 
 from __future__ import annotations

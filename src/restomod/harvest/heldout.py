@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from installed import hash_key
+from restomod.harvest.installed import hash_key
 
 HELDOUT_SHARE = 0.065
 MAX_HELDOUT_SHARE = 0.08

@@ -1,0 +1,99 @@
+"""Runs one task of a suite over all systems.
+
+In: a task, systems, what was held out. Out: `TaskScores`. `run.py` calls this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from restomod.eval.classification import majority, score_classification
+from restomod.eval.encoders import Reading, System
+from restomod.eval.folders import labelled_items, retrieval_items
+from restomod.eval.items import LabelledItems, RetrievalItems
+from restomod.eval.offline.build import offline_items
+from restomod.eval.offline.packages import Packages
+from restomod.eval.results import TaskScores
+from restomod.eval.retrieval import score_retrieval
+from restomod.eval.suite import ClassificationTask, RetrievalTask, Suite
+
+PROBE = ", probe"
+Scores = dict[str, list[dict[str, np.ndarray]]]
+"""System -> for each seed, metric -> [queries]."""
+
+
+def run_retrieval(
+    name: str, task: RetrievalTask, suite: Suite, systems: list[System], packages: Packages | None
+) -> TaskScores:
+    """Score single-vector retrieval of every system."""
+    folder = Path(suite.data_dir) / task.folder
+    if task.folder and task.optional and not folder.is_dir():
+        return TaskScores(name, "retrieval", {}, skipped=f"{folder} is not there")
+    if task.offline:
+        assert packages is not None
+        found = offline_items(task.offline, task.most, packages, Path(suite.cache_dir))
+        assert isinstance(found, RetrievalItems)
+        items = found.reversed() if task.reverse else found
+    else:
+        items = retrieval_items(folder, task.split)
+    scores: Scores = {}
+    for system in systems:
+        for encoder in system.encoders:
+            how = Reading(items.documents, task.whole, query=task.reverse)
+            documents = encoder.encode(items.documents, how)
+            queries = encoder.encode(items.queries, replace(how, query=not task.reverse))
+            scored = score_retrieval(items, queries, documents)
+            scores.setdefault(system.name, []).append(scored)
+    count = len(items.documents)
+    chance = float(np.mean(1 / np.arange(1, count + 1)))  # of one right answer
+    about = items.about | {"fingerprint": items.fingerprint, "documents": count, "chance": chance}
+    return TaskScores(name, "retrieval", about, items.groups, stacked(scores))
+
+
+def run_classification(
+    name: str,
+    task: ClassificationTask,
+    suite: Suite,
+    systems: list[System],
+    packages: Packages | None,
+) -> TaskScores:
+    """Score logistic regression on every system's features, but probes: they are linear maps, which
+    the regression finds itself."""
+    folder = Path(suite.data_dir) / task.folder
+    if task.folder and task.optional and not folder.is_dir():
+        return TaskScores(name, "classification", {}, skipped=f"{folder} is not there")
+    if task.offline:
+        assert packages is not None
+        found = offline_items(task.offline, task.most, packages, Path(suite.cache_dir))
+        assert isinstance(found, LabelledItems)
+        items = found
+    else:
+        items = labelled_items(folder, task.most, task.labels)
+    scores: Scores = {}
+    for system in systems:
+        for encoder in [] if system.name.endswith(PROBE) else system.encoders:
+            how = Reading(items.train_texts)
+            train, test = (
+                encoder.encode(texts, how) for texts in (items.train_texts, items.test_texts)
+            )
+            scored = score_classification(items, train, test)
+            scores.setdefault(system.name, []).append(scored)
+    about: dict[str, Any] = items.about | {
+        "fingerprint": items.fingerprint,
+        "labels": len(set(items.train_labels)),
+        "train_texts": len(items.train_texts),
+        "majority": majority(items),
+    }
+    return TaskScores(name, "classification", about, items.groups, stacked(scores))
+
+
+def stacked(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
+    """Return system -> metric -> [seeds, queries]."""
+    return {
+        system: {metric: np.stack([one[metric] for one in seeds]) for metric in seeds[0]}
+        for system, seeds in scores.items()
+    }
