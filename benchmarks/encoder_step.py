@@ -287,6 +287,11 @@ def peak_bytes(contender: Contender) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         contender.step(0)
+    return peak_of(profiler)
+
+
+def peak_of(profiler: profile) -> int:
+    """Return the most that existed on the CPU while memory was profiled, over what did before."""
     with tempfile.NamedTemporaryFile(suffix=".json") as trace:
         profiler.export_chrome_trace(trace.name)
         events = [

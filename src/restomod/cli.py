@@ -19,6 +19,7 @@ from restomod.errors import UserError
 from restomod.interrupts import SAVES, Interrupts, Stopped
 from restomod.train.launch import adopt_launcher, leave_code
 from restomod.train.stopping import REQUEUE_CODE
+from restomod.vectors import command as embed_command
 
 if TYPE_CHECKING:
     from restomod.config import Recipe
@@ -169,6 +170,13 @@ def main() -> int:
     )
     export.add_argument("--step", type=_positive, help="the run's checkpoint at this step")
     export.add_argument("--out", type=Path, help="folder to write; RUN/exported by default")
+    export.add_argument("--onnx", action="store_true", help="write onnx/model.onnx, too")
+    export.add_argument(
+        "card", nargs="*", metavar="card.KEY=VALUE", help="of the model card, such as card.licence"
+    )
+
+    embed = command("embed", _embed, "write the vectors of many texts: Parquet or JSON lines in")
+    embed_command.add_arguments(embed)
 
     imported = command(
         "import",
@@ -244,10 +252,11 @@ def main() -> int:
     )
 
     arguments, rest = parser.parse_known_args()
-    if rest and (not hasattr(arguments, "recipe") or any(word.startswith("-") for word in rest)):
+    words = next((name for name in ("recipe", "card") if hasattr(arguments, name)), "")
+    if rest and (not words or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
-        arguments.recipe += rest  # overrides that follow an option
+        getattr(arguments, words).extend(rest)  # overrides that follow an option
     return _guarded(lambda: arguments.handler(arguments))
 
 
@@ -476,7 +485,15 @@ def _export(arguments: argparse.Namespace) -> int:
     _set_up_process()
     from restomod.tools.export import export_run
 
-    sys.stdout.write(export_run(arguments.run, arguments.out, arguments.step))
+    sys.stdout.write(
+        export_run(arguments.run, arguments.out, arguments.step, arguments.onnx, arguments.card)
+    )
+    return 0
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    _set_up_process()
+    sys.stdout.write(embed_command.run(arguments))
     return 0
 
 

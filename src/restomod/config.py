@@ -534,6 +534,22 @@ class StartConfig:
 
 
 @dataclass
+class CardConfig:
+    """What the model card of an exported model says beyond what the run itself knows; read by
+    `restomod export`, which takes these keys, too."""
+
+    licence: str = ""
+    """Of the weights, as the Hugging Face hub spells it: apache-2.0, mit, cc-by-4.0, other, ...;
+    empty: the card says that none is stated."""
+    language: list[str] = field(default_factory=list)
+    """Of the texts, as codes: en, de, ...; multilingual; code."""
+    datasets: list[str] = field(default_factory=list)
+    """Data sets of the hub that the streams were made from, as owner/name."""
+    description: str = ""
+    """What the model is for, in a sentence or two."""
+
+
+@dataclass
 class ResumeConfig:
     """What a resumed run may change."""
 
@@ -582,6 +598,7 @@ class Recipe:
     faults: FaultsConfig = field(default_factory=FaultsConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    card: CardConfig = field(default_factory=CardConfig)
     start: StartConfig = field(default_factory=StartConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 

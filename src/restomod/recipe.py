@@ -17,6 +17,7 @@ from typing import Any
 from restomod import extensions
 from restomod.config import (
     ALERTS,
+    CardConfig,
     DataConfig,
     MaskConfig,
     OptimizerConfig,
@@ -31,6 +32,12 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FORK = re.compile(r"(.+)@([0-9]+)")
 """RUN@STEP."""
+CARD = {
+    "licence": (re.compile(r"|[a-z0-9][a-z0-9.-]*"), "apache-2.0, mit, other, ..."),
+    "language": (re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|code|multilingual"), "en, de, code, ..."),
+    "datasets": (re.compile(r"[\w.-]+(/[\w.-]+)?"), "owner/name"),
+}
+"""How the values of a model card are spelled on the hub."""
 
 
 def load_recipe(paths: list[str | Path], overrides: list[str] | None = None) -> Recipe:
@@ -132,7 +139,7 @@ def _either(values: list[int]) -> str:
 
 def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
     """Return (key, reason) for every value or combination that cannot be trained."""
-    bad: list[tuple[str, str]] = []
+    bad = impossible_card(recipe.card)
 
     def require(holds: bool, key: str, reason: str) -> None:
         if not holds:
@@ -331,6 +338,17 @@ def _impossible(recipe: Recipe) -> list[tuple[str, str]]:
         "logging.alerts.events",
         f"{', '.join(unknown)}: there is {', '.join(ALERTS)}",
     )
+    return bad
+
+
+def impossible_card(card: CardConfig) -> list[tuple[str, str]]:
+    """Return (key, reason) for what the hub would not take."""
+    bad = []
+    for name, (pattern, examples) in CARD.items():
+        values = getattr(card, name)
+        for value in values if isinstance(values, list) else [values]:
+            if not pattern.fullmatch(value):
+                bad.append((f"card.{name}", f"{value!r}: is not spelled as on the hub: {examples}"))
     return bad
 
 

@@ -64,6 +64,8 @@ def prepared(tmp_path_factory):
         "logging": {"wandb": {"mode": "disabled"}},
     }
     (folder / "my.yaml").write_text(yaml.safe_dump(recipe))
+    labelled = [{"text": text, "label": n % 2} for n, text in enumerate(documents("code", 60))]
+    (folder / "labelled.jsonl").write_text("".join(json.dumps(x) + "\n" for x in labelled))
     for domain in ("code", "prose", "science"):
         corpus = folder / "data" / "demo" / "corpus" / domain
         corpus.mkdir(parents=True)
@@ -77,8 +79,9 @@ def prepared(tmp_path_factory):
 
 def test_commands_on_a_recipe_and_its_run(prepared, train, monkeypatch, capsys):
     monkeypatch.chdir(prepared)
-    code, text = train("my.yaml")
-    assert code == 0, text
+    for name in ("my", "other"):
+        code, text = train("my.yaml", f"run_name={name}")
+        assert code == 0, text
     ran = []
     for command in COMMANDS:
         words = shlex.split(command.replace("s3://corpus/web", "data/mds/train"))
@@ -88,8 +91,8 @@ def test_commands_on_a_recipe_and_its_run(prepared, train, monkeypatch, capsys):
             assert capsys.readouterr().out
             ran.append(words[1])
     assert ran == [
-        "prepare", "plan", "inspect", "inspect", "doctor", "top", "report", "eval", "average",
-        "export", "tile", "import",
+        "prepare", "plan", "inspect", "inspect", "doctor", "top", "report", "report", "eval",
+        "finetune", "average", "export", "tile", "import",
     ]  # fmt: skip
     assert (prepared / "data" / "demo" / "prepared" / "card.html").is_file()
     assert (prepared / "runs" / "my" / "exported" / "model.safetensors").is_file()

@@ -1,6 +1,7 @@
 """Memory reuse on the CPU: keep freed buffers instead of giving them back to the kernel.
 
-Called once per process by the trainer and the benchmarks, where they run on a CPU.
+Called once per process by the trainer, `restomod embed` and the benchmarks, where they run on a
+CPU.
 """
 
 import ctypes

@@ -199,6 +199,7 @@ def save_transformers(
     for name in {"dtype", "torch_dtype"} & fields.keys() or {"torch_dtype"}:
         fields[name] = dtype
     (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets only their owner read
 
 
 def inexpressible(config: EncoderConfig) -> list[str]:

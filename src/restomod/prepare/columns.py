@@ -37,14 +37,14 @@ def column_records(piece: Piece, reading: Reading) -> Iterator[Record]:
     try:
         opened = _parquet if piece.file.kind == "parquet" else _arrow
         with opened(piece) as (schema, rows, batches):
-            wrong = _wrong_column(schema, reading.text_fields)
+            wrong = wrong_column(schema, reading.text_fields)
             if wrong:
                 reason, detail = wrong
                 yield Record(0, reason=reason, detail=detail, records=max(1, rows()))
                 return
             for batch in batches(list(reading.text_fields)):
                 batch.validate()
-                columns = [_as_bytes(_column(batch, name)) for name in reading.text_fields]
+                columns = [as_bytes(_column(batch, name)) for name in reading.text_fields]
                 for values in zip(*columns, strict=True):
                     row += 1
                     yield _row(row, values, reading)
@@ -111,7 +111,7 @@ def _arrow(piece: Piece) -> Iterator[Any]:
         yield reader.schema, rows, batches
 
 
-def _wrong_column(schema: Any, fields: tuple[str, ...]) -> tuple[str, str] | None:
+def wrong_column(schema: Any, fields: tuple[str, ...]) -> tuple[str, str] | None:
     import pyarrow as pa
 
     for name in fields:
@@ -152,7 +152,7 @@ def _column(batch: Any, name: str) -> Any:
     return pc.struct_field(batch.column(first), rest)
 
 
-def _as_bytes(column: Any) -> list[bytes | None]:
+def as_bytes(column: Any) -> list[bytes | None]:
     """Return a column's values. A damaged Arrow file may hold lengths and places that do not exist;
     unless they are looked for, reading them reads what is not the file's. Raises ArrowInvalid."""
     import pyarrow as pa

@@ -33,7 +33,7 @@ def read_piece(piece: Piece, reading: Reading) -> Iterator[Record]:
     kind = piece.file.kind
     by_kind: dict[str, Callable[[Piece, Reading], Iterator[Record]]] = {
         "lines": _json_records,
-        "text": _lines if reading.text_documents == "line" else _whole_text,
+        "text": lines if reading.text_documents == "line" else _whole_text,
         "parquet": column_records,
         "arrow": column_records,
         "mds": mds_records,
@@ -46,16 +46,23 @@ def _checked(record: Record) -> Record:
     """Return the record with a text that can be encoded; a reason instead if there is none."""
     if not record.text or record.text.isspace():
         return Record(record.number, reason="empty_document")
-    try:
-        record.text.encode()
-    except UnicodeEncodeError:
-        text = record.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = encodable(record.text)
+    if text != record.text:
         return Record(record.number, text, undecodable=record.undecodable, surrogates=True)
     return record
 
 
+def encodable(text: str) -> str:
+    """Return a text with U+FFFD for its lone surrogates, which UTF-8 cannot spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
 def _json_records(piece: Piece, reading: Reading) -> Iterator[Record]:
-    for record in _lines(piece, reading):
+    for record in lines(piece, reading):
         if record.reason:
             yield record
             continue
@@ -68,7 +75,7 @@ def _json_records(piece: Piece, reading: Reading) -> Iterator[Record]:
         yield Record(record.number, *found, undecodable=record.undecodable)
 
 
-def _lines(piece: Piece, reading: Reading) -> Iterator[Record]:
+def lines(piece: Piece, reading: Reading) -> Iterator[Record]:
     """Yield the lines that begin in a piece; what a file that breaks off ends with is none."""
     broken: list[tuple[str, str]] = []
     skip = piece.begin > 0

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 
 from restomod.config import Recipe
 from restomod.errors import UserError
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
+from restomod.train.loading import StateReader, load_state
 from restomod.train.manifest import (
     FORMAT,
     MANIFEST,
@@ -130,10 +130,10 @@ def average(folders: Iterable[Path], out: Path, about: dict[str, Any]) -> None:
             weights = {name: w.zero_() for name, w in model.state_dict().items()}
         elif theirs != shape:
             raise UserError(f"{folder}: is another model than the checkpoints before it")
-        reader = _Reader(folder / STATE)
+        reader = StateReader(folder)
         for name, mean in weights.items():
             one = torch.empty_like(mean)
-            dcp.load({"model": {name: one}}, storage_reader=reader, no_dist=True)
+            load_state({"model": {name: one}}, reader)
             mean.lerp_(one, 1 / count)  # in place, and exact for equals
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -150,14 +150,3 @@ def average(folders: Iterable[Path], out: Path, about: dict[str, Any]) -> None:
         write_durably(partial / MANIFEST, json.dumps(manifest, indent=1))
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
-
-
-class _Reader(dcp.FileSystemReader):
-    """Reads a checkpoint's index once for all tensors."""
-
-    _index: Any = None
-
-    def read_metadata(self, *arguments: Any, **keywords: Any) -> Any:
-        if self._index is None:
-            self._index = super().read_metadata(*arguments, **keywords)
-        return self._index

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from restomod.model.hf import save_transformers
+from restomod.tools.model_card import gather, write_card
 from restomod.tools.runs import load_model, run_of
 from restomod.train.manifest import MANIFEST, checkpoint_folder
 
 
-def export_run(path: Path, out: Path | None = None, step: int | None = None) -> str:
-    """Write the newest whole checkpoint of a run, the one at `step`, or the checkpoint or average
-    that `path` is, to `out`; return how to load it, as text.
+def export_run(
+    path: Path,
+    out: Path | None = None,
+    step: int | None = None,
+    onnx: bool = False,
+    overrides: Sequence[str] = (),
+) -> str:
+    """Write the newest whole checkpoint of a run, the one at `step`, or the checkpoint, average or
+    transformers folder that `path` is, to `out`, with a model card and, if asked, an ONNX graph;
+    return how to load it, as text. `overrides` are keys of the card.
 
     Reads weights only, whatever number of ranks wrote them: in memory is one model.
     """
@@ -21,9 +30,16 @@ def export_run(path: Path, out: Path | None = None, step: int | None = None) -> 
     run = run_of(path)
     if out is None:  # not in a checkpoint's own folder, which goes when it is too old
         out = run / (f"exported-{path.name}" if (path / MANIFEST).is_file() else "exported")
-    tokenizer = run / "tokenizer"
-    save_transformers(model, out, tokenizer if tokenizer.is_dir() else None)
-    return how_to_load(out)
+    folders = (run / "tokenizer", path)
+    tokenizer = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
+    facts = gather(model, path, run, list(overrides))
+    save_transformers(model, out, tokenizer)
+    done = how_to_load(out) + write_card(facts, out)
+    if onnx:
+        from restomod.tools.export_onnx import export_onnx
+
+        done += export_onnx(out, model)
+    return done
 
 
 def how_to_load(out: Path) -> str:

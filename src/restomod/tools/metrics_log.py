@@ -115,6 +115,10 @@ class RunLog:
     """Share of tokens asked of each stream, by phase, as the run worked it out."""
     domains: dict[str, str] = field(default_factory=dict)
     """Domain of each stream."""
+    begun: dict[str, Any] = field(default_factory=dict)
+    """The last line that tells of a start or a resume."""
+    last_eval: dict[str, Any] = field(default_factory=dict)
+    """The last evaluation's line."""
     _epochs: Any = None
     _last_eval_tokens: float = -1.0
 
@@ -165,6 +169,8 @@ class RunLog:
             domains = line.get("stream_domains")
             if isinstance(domains, dict):
                 self.domains = {str(stream): str(domain) for stream, domain in domains.items()}
+            if kind in ("start", "resume"):
+                self.begun = dict(line)
             if kind == "resume":
                 self._waiting_resumes.append((number(line.get("step")), self.time_s))
             self.events.append(dict(line))
@@ -250,13 +256,14 @@ class RunLog:
         if values:
             self.evals.add(tokens, time_s, values, tokens <= self._last_eval_tokens)
             self._last_eval_tokens = tokens
+        self.last_eval = dict(line)
         loss = values.get(("loss", "all"))
         if loss is not None and (self.best_eval is None or loss < self.best_eval[0]):
             self.best_eval = (loss, number(line.get("step")))
 
 
-def read_log(path: Path) -> RunLog:
-    """Read metrics.jsonl; lines that are no JSON object are counted and left out."""
+def read_log(path: Path, last_step: float = float("inf")) -> RunLog:
+    """Read metrics.jsonl up to a step; lines that are no JSON object are counted and left out."""
     log = RunLog()
     last_is_broken = False
     with path.open(encoding="utf-8", errors="replace") as file:
@@ -269,10 +276,9 @@ def read_log(path: Path) -> RunLog:
             except (ValueError, RecursionError):
                 line = None
             last_is_broken = not isinstance(line, dict)
-            if isinstance(line, dict):
+            if isinstance(line, dict) and (number(line.get("step")) or 0.0) <= last_step:
                 log.add(line)
-            else:
-                log.unreadable += 1
+            log.unreadable += last_is_broken
     log.cut_short = last_is_broken
     return log
 

@@ -11,7 +11,7 @@ from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 from restomod.model.hf import load_transformers
 from restomod.recipe import load_recipe
-from restomod.train.manifest import MANIFEST, MODEL, STATE, newest_checkpoint, verify
+from restomod.train.manifest import MANIFEST, MODEL, newest_checkpoint, verify
 
 
 def run_recipe(folder: Path) -> Recipe:
@@ -67,10 +67,10 @@ def load_model(path: str | Path, *, backbone: bool = False) -> MaskedLM:
 
 def _load_checkpoint(folder: Path) -> MaskedLM:
     """Load the model alone of a checkpoint that was verified."""
-    import torch.distributed.checkpoint as dcp
+    from restomod.train.loading import StateReader, load_state
 
     model = MaskedLM(EncoderConfig(**json.loads((folder / MODEL).read_bytes())))
     weights = model.state_dict()
-    dcp.load({"model": weights}, checkpoint_id=folder / STATE, no_dist=True)
+    load_state({"model": weights}, StateReader(folder))
     model.load_state_dict(weights)
     return model.eval()

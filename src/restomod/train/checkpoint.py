@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from composer import Callback, Logger, State
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -28,7 +27,8 @@ from restomod.data.loader import Loader
 from restomod.train.agreement import everywhere, gloo_group, world_size
 from restomod.train.clock import RunClock
 from restomod.train.guards import guarded, place
-from restomod.train.manifest import FORMAT, STATE, checkpoint_folder
+from restomod.train.loading import StateReader, load_state
+from restomod.train.manifest import FORMAT, checkpoint_folder
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
 from restomod.train.retention import Saved, kept
@@ -93,12 +93,7 @@ class Checkpointing(Callback):
         model = unwrap(state).model
         weights, moments = get_state_dict(model, state.optimizers)
         parts: dict[str, Any] = {"model": weights, "optimizer": moments}
-        dcp.load(
-            parts,
-            checkpoint_id=folder / STATE,
-            process_group=self._saving_group,
-            no_dist=self._saving_group is None,
-        )
+        load_state(parts, StateReader(folder), self._saving_group)
         set_state_dict(
             model,
             state.optimizers,

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from restomod.config import Recipe
+from restomod.config import PhaseConfig, Recipe
 from restomod.data.sources import Sources
 from restomod.errors import UserError
 from restomod.recipe import flatten
@@ -48,6 +48,7 @@ FREE_KEYS = (
     "callbacks.*",
     "checkpoint.*",
     "logging.*",
+    "card.*",
     "resume.*",
     "stop_after",
     "faults.grace",
@@ -164,12 +165,21 @@ def _differences(
     """Return the guarded keys and the data in which a recipe differs from a checkpoint's, in order,
     each with a line that says how."""
     now = {**guarded(recipe), **identity}
-    then = {**manifest["recipe"], **manifest["fingerprint"]}
+    then = _recorded(manifest, recipe)
     return {
         key: f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
         if now.get(key) != then.get(key)
     }
+
+
+def _recorded(manifest: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return the guarded keys and the data of a checkpoint: a key that there was not when it was
+    written had its default."""
+    phases = [PhaseConfig(name=phase.name) for phase in recipe.phases]
+    known = guarded(recipe)
+    defaults = {k: v for k, v in guarded(Recipe(phases=phases)).items() if k in known}
+    return {**defaults, **manifest["recipe"], **manifest["fingerprint"]}
 
 
 def _begun_phases(manifest: dict[str, Any], recipe: Recipe) -> tuple[set[str], list[str]]:
@@ -206,6 +216,7 @@ def state_before(
         problem, manifest = verify(folder, only=LOADER)
         if problem or manifest["step"] > step:
             continue
-        if {**manifest["recipe"], **manifest["fingerprint"]} == {**guarded(recipe), **identity}:
+        now = {**guarded(recipe), **identity}
+        if _recorded(manifest, recipe) == now:
             return manifest, load_loader_state(folder)
     return None

@@ -78,11 +78,15 @@ class TextEncoder:
         texts = iter(texts)
         parts = [np.zeros((0, self.hidden_size), np.float32)]
         while window := list(itertools.islice(texts, WINDOW_TEXTS)):
-            vectors = np.empty((len(window), self.hidden_size), np.float32)
-            for order, hidden, bounds in self._forward(self.ids(window)):
-                vectors[order] = pool(hidden, bounds, pooling).cpu().numpy()
-            parts.append(vectors)
+            parts.append(self.embed_ids(self.ids(window), pooling))
         return np.concatenate(parts)
+
+    def embed_ids(self, ids: list[np.ndarray], pooling: Pooling = "mean") -> np.ndarray:
+        """Return [documents, hidden] float32 of what `ids` returns."""
+        vectors = np.empty((len(ids), self.hidden_size), np.float32)
+        for order, hidden, bounds in self._forward(ids):
+            vectors[order] = pool(hidden, bounds, pooling).cpu().numpy()
+        return vectors
 
     def embed_windows(self, texts: Sequence[str]) -> np.ndarray:
         """Return [texts, hidden] float32 of whole texts: what is longer than `max_tokens` is read
@@ -95,14 +99,11 @@ class TextEncoder:
                 part = ids[begin : begin + size].astype(np.int64)
                 windows.append(np.concatenate([ends[:1], part, ends[1:]]))
                 owners.append(n)
-        sums = np.zeros((len(texts), self.hidden_size), np.float32)
-        tokens = np.zeros(len(texts), np.float32)
-        for order, hidden, bounds in self._forward(windows):
-            means = pool(hidden, bounds, "mean").cpu().numpy()
-            for n, mean in zip(order, means, strict=True):
-                sums[owners[n]] += mean * len(windows[n])
-                tokens[owners[n]] += len(windows[n])
-        return sums / np.maximum(tokens, 1)[:, None]
+        lengths = np.array([len(ids) for ids in windows], np.float32)
+        sums, tokens = np.zeros((len(texts), self.hidden_size), np.float32), np.zeros(len(texts))
+        np.add.at(sums, owners, self.embed_ids(windows) * lengths[:, None])
+        np.add.at(tokens, owners, lengths)
+        return sums / np.maximum(tokens, 1).astype(np.float32)[:, None]
 
     def embed_tokens(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return [length, hidden] float32 of each text: the vectors of `ids`."""

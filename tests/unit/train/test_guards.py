@@ -22,7 +22,7 @@ GUARDED_PARTS = {"seed", "model", "init", "optimizer", "data", "phases", "faults
 FREE_PARTS = {
     "run_name", "runs_dir", "store", "cache_dir", "device", "deterministic", "tokenizer", "compute",
     "parallel", "data", "phases", "evaluation", "checkpoint", "stop_after", "faults", "profile",
-    "logging", "resume",
+    "logging", "card", "resume",
 }  # fmt: skip
 
 
@@ -144,3 +144,16 @@ def test_no_run_starts_from_another_model_data_or_seed(key):
     made = changed(key)
     with pytest.raises(UserError, match=key):
         check_startable(manifest(recipe()), made, IDENTITY, "step-00000001")
+
+
+def test_a_key_that_is_newer_than_the_checkpoint_had_its_default():
+    older = manifest(recipe())
+    for key in ("optimizer.clip_norm", "phases.pretrain.z_loss"):
+        del older["recipe"][key]
+    assert check_unchanged(older, recipe(), IDENTITY) == []
+    changed = recipe()
+    changed.optimizer.clip_norm, changed.phases[0].z_loss = 1.0, 1e-4
+    with pytest.raises(UserError) as error:
+        check_unchanged(older, changed, IDENTITY)
+    assert "optimizer.clip_norm: was 0.0, is 1.0" in str(error.value)
+    assert "phases.pretrain.z_loss: was 0.0, is 0.0001" in str(error.value)
