@@ -20,6 +20,9 @@ UNUSED := $(addprefix --no-emit-package ,scikit-learn scipy joblib threadpoolctl
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
   --no-header --no-annotate --quiet
 
+# Two tests at a time, those of a file one after the other, since they share runs. PARALLEL= for one at a time.
+PARALLEL ?= -n 2 --dist loadfile
+
 .PHONY: setup demo test test-systems test-systems-quick lint docs lock clean
 .DELETE_ON_ERROR:
 
@@ -51,7 +54,7 @@ demo: $(STAMP)
 	$(BIN)/restomod eval runs/demo
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-systems: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
 	$(BIN)/python -m pytest tests/systems
