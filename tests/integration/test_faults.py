@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from restomod.cli import _read
+from restomod.commands import read_recipe
 from restomod.data import loader
 from restomod.data.lanes import Lane
 from restomod.data.sources import open_sources
@@ -41,7 +41,7 @@ def recipe(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory):
 
 def here(recipe, *words, stopper=None):
     """Train in this process; return the run folder."""
-    loaded = _read([str(recipe), *words], 1, 1)
+    loaded = read_recipe([str(recipe), *words], 1, 1)
     train(prepare_run(loaded, open_sources(loaded)), time.monotonic(), stopper or Stopper())
     return loaded.run_folder
 

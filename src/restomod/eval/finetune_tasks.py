@@ -17,10 +17,8 @@ import numpy as np
 from restomod.errors import UserError
 from restomod.eval.results import TaskScores
 from restomod.eval.suite import FinetuneTask, Suite
-from restomod.finetune.grid import check_task, run_grid
-from restomod.interrupts import Interrupts
-
-TOLD = "saves after this step and stops; Ctrl-C once more ends it at once\n"
+from restomod.finetune.grid import check_data, check_task, run_grid
+from restomod.interrupts import SAVES, Interrupts
 
 
 def check_finetune(suite: Suite) -> None:
@@ -28,6 +26,9 @@ def check_finetune(suite: Suite) -> None:
     for name, task in suite.tasks.items():
         if task.finetune:
             check_task(name, task.finetune.settings, task.finetune.grid)
+    for name, task in suite.tasks.items():
+        if task.finetune:
+            check_data(name, task.finetune.settings, Path(suite.data_dir))
 
 
 class FinetuneTasks:
@@ -50,7 +51,7 @@ class FinetuneTasks:
                 raise UserError(f"tasks.{name}: {task.starts_from} has to stand before it")
             start = self._tuned.get((task.starts_from, model), path)
             folder = self._out / "finetune" / name / re.sub(r"[^\w.-]+", "-", model)
-            with Interrupts(TOLD).listening() as interrupts:
+            with Interrupts(SAVES).listening() as interrupts:
                 found = run_grid(
                     name,
                     task.settings,

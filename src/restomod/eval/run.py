@@ -1,7 +1,7 @@
 """`restomod eval MODEL --suite NAME`: models and baselines on a suite's tasks, and what came out.
 
 In: checkpoints, runs or folders, a suite. Out: results.json, results.md and, for several
-checkpoints of a run, leaderboard.html in one folder. `cli.py` calls this.
+checkpoints of a run, leaderboard.html in one folder. `commands.py` calls this.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 In: a checked configuration. Out: its folder: `config.json`, `seed-N/` with what a killed run goes
 on from, `model/` and `results.json` at the end. The same command goes on, or says what came out.
-`cli.py` and `grid.py` call `finetune`.
+`commands.py` and `grid.py` call `finetune`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`restomod launch`: checks a recipe, renders what a scheduler takes, shows it or submits it.
 
 In: recipe words, a system, a profile. Out: what was rendered (`--dry-run`), or the job, and how to
-follow and stop it. `cli.py` is the caller.
+follow and stop it. `commands.py` is the caller.
 """
 
 from __future__ import annotations

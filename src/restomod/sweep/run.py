@@ -1,7 +1,7 @@
 """`restomod sweep`: everything checked, then trials until all have ended, then what they came to.
 
 In: a sweep file, where trials run, how many at a time. Out: run folders in RUNS_DIR/NAME/, beside
-them the study's journal, logs and sweep.html. `cli.py` calls this.
+them the study's journal, logs and sweep.html. `commands.py` calls this.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`restomod plan --html`: the plan as one self-contained page, with the schedules as charts.
 
-In: a plan. Out: an HTML file that refers to no other file or address. `cli.py` calls this.
+In: a plan. Out: an HTML file that refers to no other file or address. `commands.py` calls this.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`restomod report`: the page of a run, of several runs side by side, or of a sweep.
 
-In: folders, and where to write if not beside them. Out: the path of the page. `cli.py` calls this.
+In: folders, and where to write if not beside them. Out: the page's path. `commands.py` calls this.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A request is only noted when it arrives. The step in progress is finished; before the next one,
 which a rank that still waits for data gives up, all ranks agree (`Stopper.agree`), save, leave
 REQUEUE in the run folder and exit. Where nothing would be lost (before the first step, or in a
-first step that compiles) the request breaks in at once as `StopRequested`. `cli.py` makes the
+first step that compiles) the request breaks in at once as `StopRequested`. `commands.py` makes the
 Stopper, `stoppable.py` asks it, `builder.py` acts on it.
 """
 
