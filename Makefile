@@ -57,10 +57,10 @@ test: $(STAMP) lint
 	$(BIN)/python -m pytest $(PARALLEL)
 
 test-systems: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
-	$(BIN)/python -m pytest tests/systems
+	$(BIN)/python -m pytest tests/systems $(PARALLEL)
 
 test-systems-quick: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
-	$(BIN)/python -m pytest tests/systems -m "not slow"
+	$(BIN)/python -m pytest tests/systems -m "not slow" $(PARALLEL)
 
 # A second environment, which takes torch and all that it lacks from the first.
 $(HF5)/.set-up: tests/systems/transformers-5.lock $(STAMP)
