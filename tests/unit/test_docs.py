@@ -1,6 +1,7 @@
 """The configuration's reference in docs/ is made from the dataclasses, and says all."""
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import re
@@ -66,3 +67,31 @@ def test_the_tables_of_two_trillion_tokens_are_what_the_script_prints(capsys):
     module.main()
     for table in capsys.readouterr().out.strip().split("\n\n"):
         assert table in (DOCS / "scale.md").read_text()
+
+
+def test_the_public_names_are_listed_and_there(capsys, monkeypatch):
+    import restomod
+    import restomod.data
+    from restomod import cli
+
+    page = (DOCS / "api.md").read_text()
+    listed = set(re.findall(r"^\| `(restomod[\w.]*)\(", page, re.M))
+    assert listed == {
+        f"{module.__name__}.{name}"
+        for module in (restomod, restomod.data)
+        for name in module.__all__
+    }
+    monkeypatch.setattr("sys.argv", ["restomod", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    commands = re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.M)
+    section = page.partition("## Commands")[2].partition("--help")[0]
+    assert len(commands) == 15
+    assert set(commands) == set(re.findall(r"`(\w+)`", section)) - {"restomod"}
+    for name in listed:
+        found = getattr(importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2])
+        assert found.__doc__
+    from restomod.model.encoder import MaskedLM
+
+    assert {"encode", "logits", "mlm_loss"} <= set(re.findall(r"`model\.(\w+)\(", page))
+    assert all(getattr(MaskedLM, name).__doc__ for name in ("encode", "logits", "mlm_loss"))
