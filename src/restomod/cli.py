@@ -18,6 +18,7 @@ from restomod.errors import UserError
 from restomod.interrupts import Stopped
 from restomod.train.launch import leave_code
 from restomod.train.stopping import REQUEUE_CODE
+from restomod.units import positive
 from restomod.vectors import command as embed_command
 
 RECIPE_HELP = "recipe files (later ones win) and key=value overrides"
@@ -69,9 +70,9 @@ def main() -> int:
         "plan", commands.plan, "check a recipe and print what it amounts to, without training"
     )
     plan.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
-    plan.add_argument("--world-size", type=_positive, help="ranks to plan for; 1 by default")
+    plan.add_argument("--world-size", type=positive, help="ranks to plan for; 1 by default")
     plan.add_argument(
-        "--gpus", type=_positive, metavar="N", help="the same, one GPU each (h100 without --gpu)"
+        "--gpus", type=positive, metavar="N", help="the same, one GPU each (h100 without --gpu)"
     )
     plan.add_argument(
         "--gpu", default="", metavar="NAME", help="h100, a100, ...: what memory, hours and cost are"
@@ -84,14 +85,14 @@ def main() -> int:
     )
     plan.add_argument(
         "--vocabulary",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="assumed where the recipe's tokenizer is not here; 50368 by default",
     )
     plan.add_argument("--html", type=Path, metavar="FILE", help="write the plan as a page, too")
     plan.add_argument(
         "--ranks-per-node",
-        type=_positive,
+        type=positive,
         help=f"of which a node runs as many; {commands.NODE_RANKS} at most by default",
     )
 
@@ -109,7 +110,7 @@ def main() -> int:
     inspect.add_argument(
         "--steps", default="0:10", metavar="FROM:TO", help="steps, the last excluded"
     )
-    inspect.add_argument("--world-size", type=_positive, default=1, help="ranks to imitate")
+    inspect.add_argument("--world-size", type=positive, default=1, help="ranks to imitate")
     inspect.add_argument("--workers", type=int, default=0, help="loader processes of each rank")
     inspect.add_argument("--tokenizer", default="", help="the tokenizer of a FOLDER's ids or text")
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -137,7 +138,7 @@ def main() -> int:
         "minilm",
     )
     evaluate.add_argument(
-        "--seeds", type=_positive, default=0, help="of random initialisation and tuning"
+        "--seeds", type=positive, default=0, help="of random initialisation and tuning"
     )
     evaluate.add_argument("--out", type=Path, help="RUN/evaluations/SUITE by default")
     evaluate.add_argument(
@@ -154,10 +155,10 @@ def main() -> int:
     average = command("average", commands.average, "average the weights of a run's checkpoints")
     average.add_argument("run", type=Path, metavar="RUN", help="run folder")
     which = average.add_mutually_exclusive_group()
-    which.add_argument("--last", type=_positive, metavar="K", help="the newest K")
+    which.add_argument("--last", type=positive, metavar="K", help="the newest K")
     which.add_argument(
         "--best",
-        type=_positive,
+        type=positive,
         metavar="K",
         help="the K of the last phase with the lowest held-out loss; 3 by default",
     )
@@ -167,7 +168,7 @@ def main() -> int:
     export.add_argument(
         "run", type=Path, metavar="RUN|CHECKPOINT|AVERAGE", help="a run's newest is taken"
     )
-    export.add_argument("--step", type=_positive, help="the run's checkpoint at this step")
+    export.add_argument("--step", type=positive, help="the run's checkpoint at this step")
     export.add_argument("--out", type=Path, help="folder to write; RUN/exported by default")
     export.add_argument("--onnx", action="store_true", help="write onnx/model.onnx, too")
     export.add_argument(
@@ -192,7 +193,7 @@ def main() -> int:
     tile.add_argument("source", type=Path, metavar="RUN|CHECKPOINT|FOLDER", help="smaller model")
     tile.add_argument("--out", type=Path, required=True, help="transformers folder to write")
     for size in ("layers", "hidden-size", "intermediate-size"):
-        tile.add_argument(f"--{size}", type=_positive, help="the source's by default")
+        tile.add_argument(f"--{size}", type=positive, help="the source's by default")
 
     doctor = command(
         "doctor",
@@ -202,7 +203,7 @@ def main() -> int:
     doctor.add_argument("recipe", nargs="*", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
     doctor.add_argument(
         "--timeout",
-        type=_positive,
+        type=positive,
         default=60,
         metavar="SECONDS",
         help="time that each rank has to answer, at each stage; 60 by default",
@@ -212,13 +213,13 @@ def main() -> int:
     top = command("top", commands.top, "show a run on the terminal while it trains")
     top.add_argument("run", type=Path, metavar="RUN", help="run folder")
     top.add_argument("--once", action="store_true", help="one picture, then end")
-    top.add_argument("--every", type=_positive, default=1, metavar="SECONDS", help="1 by default")
+    top.add_argument("--every", type=positive, default=1, metavar="SECONDS", help="1 by default")
     sweep = command(
         "sweep", commands.sweep, "try a recipe's values: a file in W&B's format, without W&B"
     )
     sweep.add_argument("file", type=Path, metavar="FILE", help="sweep file (docs/sweep.md)")
     sweep.add_argument("--on", choices=("local", "slurm"), default="local", help="local by default")
-    sweep.add_argument("--jobs", type=_positive, default=1, help="trials at a time; 1 by default")
+    sweep.add_argument("--jobs", type=positive, default=1, help="trials at a time; 1 by default")
     sweep.add_argument(
         "--profile",
         default="",
@@ -235,10 +236,10 @@ def main() -> int:
     launch.add_argument(
         "--on", required=True, choices=("slurm", "kubernetes", "skypilot", "torchrun")
     )
-    launch.add_argument("--nodes", type=_positive, default=1)
+    launch.add_argument("--nodes", type=positive, default=1)
     launch.add_argument("--gpus-per-node", type=int, required=True, help="0: ranks run on CPUs")
     launch.add_argument(
-        "--procs-per-node", type=_positive, metavar="P", help="ranks of a node; one per GPU"
+        "--procs-per-node", type=positive, metavar="P", help="ranks of a node; one per GPU"
     )
     launch.add_argument(
         "--profile",
@@ -283,10 +284,3 @@ def _guarded(run: Callable[[], int]) -> int:
         return 130
     except BrokenPipeError:
         return 1
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value

@@ -1,7 +1,8 @@
-"""How recipes write sizes and times: token slots such as 50B, durations such as 23h30m."""
+"""How recipes and commands write numbers: token slots (50B), durations (23h30m), counts."""
 
 from __future__ import annotations
 
+import argparse
 import re
 from decimal import Decimal
 
@@ -34,3 +35,11 @@ def parse_duration(text: str | int) -> float:
         raise ValueError(f"`{text}` is not a time such as 45s, 30m or 23h30m")
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def positive(text: str) -> int:
+    """Return the whole number above 0 that an option of a command line is given."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

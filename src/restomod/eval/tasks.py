@@ -31,8 +31,8 @@ def run_retrieval(
 ) -> TaskScores:
     """Score single-vector retrieval of every system."""
     folder = Path(suite.data_dir) / task.folder
-    if task.folder and task.optional and not folder.is_dir():
-        return TaskScores(name, "retrieval", {}, skipped=f"{folder} is not there")
+    if absent := _absent(task, folder):
+        return TaskScores(name, "retrieval", {}, skipped=absent)
     if task.offline:
         assert packages is not None
         found = offline_items(task.offline, task.most, packages, Path(suite.cache_dir))
@@ -64,8 +64,8 @@ def run_classification(
     """Score logistic regression on every system's features, but probes: they are linear maps, which
     the regression finds itself."""
     folder = Path(suite.data_dir) / task.folder
-    if task.folder and task.optional and not folder.is_dir():
-        return TaskScores(name, "classification", {}, skipped=f"{folder} is not there")
+    if absent := _absent(task, folder):
+        return TaskScores(name, "classification", {}, skipped=absent)
     if task.offline:
         assert packages is not None
         found = offline_items(task.offline, task.most, packages, Path(suite.cache_dir))
@@ -89,6 +89,12 @@ def run_classification(
         "majority": majority(items),
     }
     return TaskScores(name, "classification", about, items.groups, stacked(scores))
+
+
+def _absent(task: RetrievalTask | ClassificationTask, folder: Path) -> str:
+    """Return why a task that may be left out is; empty where it is not."""
+    left_out = task.folder and task.optional and not folder.is_dir()
+    return f"{folder} is not there" if left_out else ""
 
 
 def stacked(scores: Scores) -> dict[str, dict[str, np.ndarray]]:

@@ -25,6 +25,7 @@ from restomod.errors import UserError
 from restomod.finetune.config import ColumnsConfig, FinetuneConfig
 from restomod.finetune.data import Table
 from restomod.finetune.words import Span, first_tokens, join_words, tags_of_spans
+from restomod.vectors.texts import framed
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +130,10 @@ def pack(examples: Sequence[Example]) -> dict[str, Any]:
 def _singles(
     tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int, where: str
 ) -> list[np.ndarray]:
-    ends = np.array([tokenizer.cls_id, tokenizer.sep_id])
     room = max_tokens - 2
-    bodies = [body.astype(np.int64) for body in tokenizer.encode_batch(texts)]
+    bodies = tokenizer.encode_batch(texts)
     _tell_cuts(where, sum(len(body) > room for body in bodies), len(texts), max_tokens)
-    return [np.concatenate([ends[:1], body[:room], ends[1:]]) for body in bodies]
+    return [framed(tokenizer, body[:room]) for body in bodies]
 
 
 def _join_pairs(

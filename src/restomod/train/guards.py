@@ -165,7 +165,7 @@ def _differences(
     """Return the guarded keys and the data in which a recipe differs from a checkpoint's, in order,
     each with a line that says how."""
     now = {**guarded(recipe), **identity}
-    then = _recorded(manifest, recipe)
+    then = _recorded(manifest, recipe, now)
     return {
         key: f"{key}: was {then.get(key)!r}, is {now.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
@@ -173,12 +173,11 @@ def _differences(
     }
 
 
-def _recorded(manifest: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def _recorded(manifest: dict[str, Any], recipe: Recipe, now: dict[str, Any]) -> dict[str, Any]:
     """Return the guarded keys and the data of a checkpoint: a key that there was not when it was
     written had its default."""
     phases = [PhaseConfig(name=phase.name) for phase in recipe.phases]
-    known = guarded(recipe)
-    defaults = {k: v for k, v in guarded(Recipe(phases=phases)).items() if k in known}
+    defaults = {k: v for k, v in guarded(Recipe(phases=phases)).items() if k in now}
     return {**defaults, **manifest["recipe"], **manifest["fingerprint"]}
 
 
@@ -211,12 +210,12 @@ def state_before(
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Return the manifest and the loader's state of the run's last checkpoint at or before `step`
     that was written with this recipe and this data; weights are not looked at."""
+    now = {**guarded(recipe), **identity}
     for newest in local_steps(run_folder):
         folder = checkpoint_folder(run_folder, newest)
         problem, manifest = verify(folder, only=LOADER)
         if problem or manifest["step"] > step:
             continue
-        now = {**guarded(recipe), **identity}
-        if _recorded(manifest, recipe) == now:
+        if _recorded(manifest, recipe, now) == now:
             return manifest, load_loader_state(folder)
     return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from restomod.units import positive
+
 
 def add_arguments(embed: argparse.ArgumentParser) -> None:
     """Add what `restomod embed` takes."""
@@ -17,9 +19,11 @@ def add_arguments(embed: argparse.ArgumentParser) -> None:
     embed.add_argument("--normalize", action="store_true", help="scale vectors to length 1")
     embed.add_argument("--dtype", default="float32", choices=("float32", "float16"))
     embed.add_argument("--max-tokens", type=int, default=0, help="of a text; the model's limit")
-    embed.add_argument("--batch-tokens", type=_count, default=16_384, help="16384 by default")
-    embed.add_argument("--part-rows", type=_count, default=16_384, help="16384 by default")
-    embed.add_argument("--limit", type=_count, default=0, metavar="ROWS", help="rows of the input")
+    embed.add_argument("--batch-tokens", type=positive, default=16_384, help="16384 by default")
+    embed.add_argument("--part-rows", type=positive, default=16_384, help="16384 by default")
+    embed.add_argument(
+        "--limit", type=positive, default=0, metavar="ROWS", help="rows of the input"
+    )
     embed.add_argument(
         "--shard", type=_shard, default=(0, 1), metavar="0/4", help="this process's share of parts"
     )
@@ -50,13 +54,6 @@ def run(arguments: argparse.Namespace) -> str:
         batch_tokens=arguments.batch_tokens,
         sharing=Sharing(*arguments.shard),
     )
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -91,13 +91,11 @@ class TextEncoder:
     def embed_windows(self, texts: Sequence[str]) -> np.ndarray:
         """Return [texts, hidden] float32 of whole texts: what is longer than `max_tokens` is read
         in windows of that length, and the means of their tokens count by their tokens."""
-        ends = np.array([self.tokenizer.cls_id, self.tokenizer.sep_id])
         size = self.max_tokens - 2
         windows, owners = [], []
         for n, ids in enumerate(self.tokenizer.encode_batch(texts)):
             for begin in range(0, max(len(ids), 1), size):
-                part = ids[begin : begin + size].astype(np.int64)
-                windows.append(np.concatenate([ends[:1], part, ends[1:]]))
+                windows.append(framed(self.tokenizer, ids[begin : begin + size]))
                 owners.append(n)
         lengths = np.array([len(ids) for ids in windows], np.float32)
         sums, tokens = np.zeros((len(texts), self.hidden_size), np.float32), np.zeros(len(texts))
@@ -124,11 +122,12 @@ class TextEncoder:
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int) -> list[np.ndarray]:
     """Return [CLS], tokens and [SEP] of each text, [length] int64, cut to `max_tokens`."""
-    ends = np.array([tokenizer.cls_id, tokenizer.sep_id])
-    return [
-        np.concatenate([ends[:1], ids[: max_tokens - 2].astype(np.int64), ends[1:]])
-        for ids in tokenizer.encode_batch(texts)
-    ]
+    return [framed(tokenizer, ids[: max_tokens - 2]) for ids in tokenizer.encode_batch(texts)]
+
+
+def framed(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """Return [CLS], the ids and [SEP], int64."""
+    return np.concatenate([[tokenizer.cls_id], ids.astype(np.int64), [tokenizer.sep_id]])
 
 
 def hidden_states(model: MaskedLM, documents: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
