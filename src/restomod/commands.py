@@ -327,7 +327,7 @@ def launch(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from restomod.tools.reports import report
+    from restomod.tools.report.report import report
 
     sys.stdout.write(f"{report(arguments.run, arguments.out)}\n")
     return 0

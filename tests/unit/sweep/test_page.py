@@ -1,7 +1,6 @@
 import re
 
 import pytest
-from tests.unit.tools.test_report import parsed, run_folder, train_line
 
 from restomod.sweep import page
 from restomod.sweep.file import Metric, SweepFile
@@ -10,6 +9,7 @@ from restomod.sweep.parallel import parallel_coordinates
 from restomod.sweep.space import Parameter
 from restomod.sweep.study import DONE, FAILED, STOPPED, Trial
 from restomod.tools.record.metrics_log import read_log
+from tests.unit.tools.report.test_run import parsed, run_folder, train_line
 
 SWEEP = SweepFile(
     name="s",

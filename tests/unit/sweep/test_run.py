@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from restomod.tools.reports import report
 
 from restomod import cli
 from restomod.errors import UserError
 from restomod.sweep import control
 from restomod.sweep.run import run_sweep
+from restomod.tools.report.report import report
 from tests.conftest import Tiny
 
 EVALUATIONS = 6

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 
 import torch
 
+import restomod
 from restomod.config import Recipe
 from restomod.data.sources import Sources, open_sources
 from restomod.data.working_set import working_set
@@ -389,7 +390,7 @@ def _check_compute(recipe: Recipe, device: str) -> None:
 
 
 def _code_digest() -> str:
-    root = Path(__file__).parents[1]
+    root = Path(restomod.__file__).parent
     content = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         content.update(str(file.relative_to(root)).encode() + file.read_bytes())

@@ -14,8 +14,8 @@ from restomod.tools.pages.markup import remarks
 from restomod.tools.record.run_record import RunRecord, read_run
 from restomod.tools.report import sections
 from restomod.tools.report.mixture import mixture_table
+from restomod.tools.report.run_figures import figures, key
 from restomod.tools.report.samples import fill_mask, samples
-from restomod.tools.report_figures import figures, key
 
 REPORT = "report.html"
 

@@ -13,7 +13,7 @@ from restomod.tools.plan.memory import USED, resident, strategies
 from restomod.tools.plan.parts import Target
 from restomod.tools.plan.plan import make_plan
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 HOURS = {"base": (191.1, 36.3, 7.5), "large": (420.4, 75.1, 15.3)}
 """Training hours of each phase on 8 H100s (arXiv 2412.13663, table 3)."""
 

@@ -2,10 +2,9 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from restomod.tools.plan_page import page
-
 from restomod.recipe import load_recipe
 from restomod.tools.pages.frame import render
+from restomod.tools.plan.page import page
 from restomod.tools.plan.parts import Target
 from restomod.tools.plan.plan import make_plan
 

@@ -9,9 +9,9 @@ from restomod import cli
 from restomod.data.sources import open_sources
 from restomod.model.memory import parameters
 from restomod.recipe import load_recipe
-from restomod.tools.plan import plan
+from restomod.tools.plan.plan import plan
 
-DEMO = Path(__file__).parents[3] / "yamls" / "recipes" / "demo.yaml"
+DEMO = Path(__file__).parents[4] / "yamls" / "recipes" / "demo.yaml"
 
 
 def test_a_recipe_is_planned_even_without_its_data(tmp_path, monkeypatch):

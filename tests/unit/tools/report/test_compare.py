@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from restomod.tools.reports import report
-from tests.unit.tools.test_report import (
+
+from restomod.errors import UserError
+from restomod.tools.report.report import report
+from tests.unit.tools.report.test_run import (
     CONFIG,
     eval_line,
     parsed,
@@ -14,8 +16,6 @@ from tests.unit.tools.test_report import (
     text_of,
     train_line,
 )
-
-from restomod.errors import UserError
 
 
 def run(folder: Path, steps: int = 40, lr: float = 1e-3, loss: float = 4.0, **domains: float):

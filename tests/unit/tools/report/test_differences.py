@@ -1,6 +1,6 @@
 import re
 
-from restomod.tools.differences import differences
+from restomod.tools.report.differences import differences
 
 
 def cells(html):
