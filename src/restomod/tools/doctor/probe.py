@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ from typing import Any, TypeVar
 import torch
 
 import restomod
+from restomod import provenance
 from restomod.config import Recipe
 from restomod.data.sources import Sources, open_sources
 from restomod.data.working_set import working_set
@@ -211,12 +211,7 @@ def measure(recipe: Recipe | None, recipe_problem: str, place: Place, timeout_s:
 
 def versions() -> dict[str, str]:
     """Return the versions that all ranks should share, by name."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
+    found = dict.fromkeys(PACKAGES, "absent") | provenance.versions(PACKAGES)
     found["restomod's code"] = _code_digest()
     if torch.version.cuda:
         found["CUDA of torch"] = torch.version.cuda
