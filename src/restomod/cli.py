@@ -183,9 +183,23 @@ def main() -> int:
     imported = command(
         "import",
         commands.import_folder,
-        "check a transformers folder; print how a recipe starts from it",
+        "check a transformers folder, or make one of AnswerDotAI/ModernBERT's checkpoints; print "
+        "how a recipe starts from it",
     )
-    imported.add_argument("folder", type=Path, metavar="FOLDER")
+    imported.add_argument("source", type=Path, metavar="FOLDER|CHECKPOINT.pt")
+    imported.add_argument("--out", type=Path, help="of a checkpoint: the folder to write")
+    imported.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="of a checkpoint: the YAML that it was trained with, where it does not hold its own",
+    )
+    imported.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="of a checkpoint: its tokenizer, where it does not hold it",
+    )
 
     tile = command(
         "tile", commands.tile, "start a larger model from a smaller one, by centre tiling"
