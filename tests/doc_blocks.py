@@ -29,7 +29,6 @@ ELSEWHERE = {"use": "tests/systems/test_use.py", "evaluate": "tests/systems/test
 """Pages whose commands, or the like of them, another test runs."""
 NOT_RUN = {
     "composer -n": "tests/systems/test_launchers.py does",
-    "hf download": "fetches from the hub",
     "make ": "people and .ci/run do",
     "pip install": "the environment has it",
     "python -m pytest tests/gpu": "needs a GPU",
@@ -49,8 +48,8 @@ NOT_RUN = {
     "restomod sweep": "tests/systems/test_sweep.py and test_sweep_on_slurm.py do",
     "srun ": "tests/systems/test_slurm.py does",
     "torchrun ": "tests/systems/test_launchers.py does",
+    "ulimit": "the shell's",
     "wandb ": "needs W&B's server",
-    "source ": "the shell's",
 }
 """How commands begin that are not run as they stand, and why."""
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
