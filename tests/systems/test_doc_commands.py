@@ -1,5 +1,6 @@
 """The commands of the pages in `doc_blocks.RUN` do what they say, in order, on small data."""
 
+import glob
 import json
 import shutil
 import sys
@@ -24,9 +25,10 @@ RUNNING = {
     "logging": {"wandb": {"mode": "disabled"}},
     "data": {"lanes": 2, "workers": 0},
 }
+HERE = {"execution": {"workers": 1}}
 CHANGES = {
-    "my-data.yaml": {"tokenizer": {"vocab_size": 512}, "heldout": {"share": 0.1}},
-    "special-data.yaml": {"heldout": {"share": 0.2}},
+    "my-data.yaml": HERE | {"tokenizer": {"vocab_size": 512}, "heldout": {"share": 0.1}},
+    "special-data.yaml": HERE | {"heldout": {"share": 0.2}},
     "my.yaml": RUNNING | {"model": SMALL},
     "continue.yaml": RUNNING | {"model": SMALL},
     "mine.yaml": RUNNING | {"model": SMALL},
@@ -107,7 +109,7 @@ def run(place, train, monkeypatch, capsys):
     monkeypatch.chdir(place)
 
     def start(command):
-        words = command.words
+        words = [path for word in command.words for path in sorted(glob.glob(word)) or [word]]
         if words[:2] == ["python", "train.py"]:
             code, text = train(*words[2:], nodes=[place])
             assert code == 0, text
@@ -133,6 +135,9 @@ def test_the_commands_of_a_page_run(page, place, run):
         recipe = yaml.safe_load((place / "my.yaml").read_text())
         recipe["phases"][0]["batch_rows"] = recipe["data"]["lanes"] = 32
         (place / "my.yaml").write_text(yaml.safe_dump(recipe))
+    if page == "watch":
+        for name in ("other", "third"):
+            shutil.copytree(place / "runs" / "my", place / "runs" / name)
     for command in ran:
         assert run(command) or command.words[0] == "touch", command
         for option in NEW:
