@@ -48,7 +48,6 @@ NOT_RUN = {
     "restomod sweep": "tests/systems/test_sweep.py and test_sweep_on_slurm.py do",
     "srun ": "tests/systems/test_slurm.py does",
     "torchrun ": "tests/systems/test_launchers.py does",
-    "ulimit": "the shell's",
     "wandb ": "needs W&B's server",
 }
 """How commands begin that are not run as they stand, and why."""

@@ -36,7 +36,6 @@ OTHERS = {
     "tar xzf": "of the package above",
     "tensorboard --logdir": "serves until it is stopped",
     "touch": "the shell's",
-    "ulimit -n": "the shell's",
     "wandb sweep": "needs W&B's server",
     "wandb sync": "needs W&B's server",
 }
