@@ -19,7 +19,7 @@ from restomod.model.flexbert import load_flexbert, unwrapped
 from restomod.model.hf import TOKENIZER_FILES, load_transformers, save_transformers
 from restomod.model.tile import tile
 from restomod.tools.runs import load_model
-from restomod.train.loading import load_foreign
+from restomod.train.checkpoints.loading import load_foreign
 
 
 def describe_import(folder: Path) -> str:

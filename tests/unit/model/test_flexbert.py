@@ -16,7 +16,7 @@ import yaml
 from restomod import cli, load_model
 from restomod.errors import UserError
 from restomod.tools.convert import import_checkpoint
-from restomod.train.loading import Unread, load_foreign
+from restomod.train.checkpoints.loading import Unread, load_foreign
 
 SIZES = {"num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 48, "vocab_size": 512}
