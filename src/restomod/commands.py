@@ -239,6 +239,8 @@ def embed(arguments: argparse.Namespace) -> int:
 def import_folder(arguments: argparse.Namespace) -> int:
     _set_up_process()
     options = {name: getattr(arguments, name) for name in ("out", "config", "tokenizer")}
+    if not arguments.source.exists():
+        raise UserError(f"{arguments.source}: no such file or folder")
     if not arguments.source.is_file():
         if given := [name for name, value in options.items() if value]:
             raise UserError(f"--{given[0]}: nothing reads it without a checkpoint, one file")

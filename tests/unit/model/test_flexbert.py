@@ -131,7 +131,9 @@ def test_the_imported_model_scores_as_transformers_does(reference, checkpoint, t
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
-def test_what_is_not_stored_comes_from_the_command_line(checkpoint, tiny, tmp_path, monkeypatch):
+def test_what_is_not_stored_comes_from_the_command_line(
+    checkpoint, tiny, tmp_path, monkeypatch, capsys
+):
     file = checkpoint(settings=None, tokenizer=None)
     tokenizer = str(tiny.folder / "tokenizer")
     words = ["restomod", "import", str(file), "--out", str(tmp_path / "out")]
@@ -155,6 +157,9 @@ def test_what_is_not_stored_comes_from_the_command_line(checkpoint, tiny, tmp_pa
     assert cli.main() == 2
     monkeypatch.setattr(sys, "argv", ["restomod", "import", str(tmp_path), "--tokenizer", "x"])
     assert cli.main() == 2
+    monkeypatch.setattr(sys, "argv", ["restomod", "import", str(tmp_path / "nothing.pt")])
+    assert cli.main() == 2
+    assert "nothing.pt: no such file or folder" in capsys.readouterr().err
 
 
 def test_the_recipe_keeps_the_dropout_that_a_transformers_folder_does_not_tell(
