@@ -23,7 +23,6 @@ PAGE = ROOT / "docs" / "performance.md"
 SCALE = ROOT / "docs" / "scale.md"
 BUSY_CORES = 0.25
 """Cores that other programs kept busy from which on a result says so."""
-NOT_RUN = "not run"
 Results = dict[str, dict[str, Any]]
 
 
@@ -37,19 +36,23 @@ def rendered(text: str, results: Results) -> str:
     """Return a page with its tables made anew."""
 
     def place(match: re.Match[str]) -> str:
-        return f"<!-- begin {match[1]} -->\n\n{section(match[1], results)}\n\n<!-- end -->"
+        made = section(match[1], results)
+        return f"<!-- begin {match[1]} -->\n\n{made}\n\n<!-- end -->" if made else match[0]
 
     return re.sub(r"<!-- begin ([\w -]+) -->\n.*?<!-- end -->", place, text, flags=re.DOTALL)
 
 
 def section(name: str, results: Results) -> str:
-    """Return what belongs in the place of that name."""
+    """Return what belongs in the place of that name; nothing where what it follows from failed."""
     if name == "targets":
         return targets(results)
     if name == "gpu":
         return on_gpus(results)
     if name.startswith("scale "):
-        return trillions.tables(results)[name.removeprefix("scale ")]
+        try:
+            return trillions.tables(results)[name.removeprefix("scale ")]
+        except KeyError:
+            return ""
     return part(name, results)
 
 
@@ -64,11 +67,11 @@ def targets(results: Results) -> str:
 
 def target_row(target: Target, result: dict[str, Any] | None) -> tuple[str, ...]:
     if result is None:
-        return target.what, target.text, NOT_RUN, "**missed**", target.peer, "", "", ""
+        return target.what, target.text, "-", "**not run**", target.peer, "", "", ""
     from_where = where(result), commit(result), f"`{target.part}.txt`"
     figures = result.get("figures", {})
     if target.figure.name not in figures:
-        return target.what, target.text, "failed", "**missed**", target.peer, *from_where
+        return target.what, target.text, "-", "**failed**", target.peer, *from_where
     verdict = "reached" if target.reached(figures) else "**missed**"
     peer = target.peer
     if target.peer_figure:

@@ -46,14 +46,16 @@ def words(generator: np.random.Generator, count: int) -> str:
     return " ".join(WORDS[n % len(WORDS)] for n in generator.zipf(1.2, size=count).tolist())
 
 
-def timed(batches: Iterable[int], seconds: float) -> float:
+def timed(
+    batches: Iterable[int], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Return tokens a second; each item is a batch's tokens, the first is not timed."""
     iterator = iter(batches)
     next(iterator)
-    tokens, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
+    tokens, started = 0, clock()
+    while clock() - started < seconds:
         tokens += next(iterator)
-    return tokens / (time.perf_counter() - started)
+    return tokens / (clock() - started)
 
 
 def tokenizer_folder(folder: Path) -> Path:

@@ -25,8 +25,8 @@ REPEATS = 4
 FULL, NEARLY = 0.999, 0.99
 """What long enough rows reach, and what no recipe should stay below."""
 LOADED_IDS, LOADED_IDS_SMALL, LOADED_TEXT = 10.4e6, 5.8e6, 0.8e6
-"""Tokens/s of one loader process, about as benchmarks/results/loading.txt has them: stored ids in rows
-of 16,384 and more, in smaller ones, and text that is tokenised on the way."""
+"""Tokens/s of one loader process, about as benchmarks/results/loading.txt has them: stored ids in
+rows of 16,384 and more, in smaller ones, and text that is tokenised on the way."""
 SMALL_ROW = 16_384
 
 
