@@ -26,7 +26,7 @@ from restomod.data.random import keyed_generator
 from restomod.data.shards import ShardedDataset
 from restomod.data.tokenizer import load_tokenizer
 from restomod.recipe import load_recipe
-from restomod.tools.plan_packing import expected_packing
+from restomod.tools.plan.packing import expected_packing
 
 ROWS = ((2048, 4), (8192, 4), (8192, 64), (16_384, 4), (131_072, 4))
 """Tokens of a row, and rows that the buffer holds."""

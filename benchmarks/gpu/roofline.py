@@ -18,7 +18,7 @@ from restomod.config import ModelConfig
 from restomod.gpus import gpu_named
 from restomod.model.flops import attention_flops_per_token, linear_flops_per_token
 from restomod.model.memory import parameters
-from restomod.tools.scaling_model import OPTIMIZER_BYTES, REACHED_BANDWIDTH
+from restomod.tools.plan.scaling import OPTIMIZER_BYTES, REACHED_BANDWIDTH
 
 CONTEXT, PREDICTED = 1024, 0.3
 REACHED_PEAK = 0.65

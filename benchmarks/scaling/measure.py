@@ -26,7 +26,7 @@ from benchmarks.record import ROOT, Report, parser_of
 from benchmarks.scaling.simulate import STRATEGIES
 from restomod.config import Recipe
 from restomod.model.memory import FLOAT32, parameters
-from restomod.tools.scaling_model import Cluster, Step, simulate, workload
+from restomod.tools.plan.scaling import Cluster, Step, simulate, workload
 
 WARM_STEPS = 3
 TCP_INFO_BYTES_ACKED = 120

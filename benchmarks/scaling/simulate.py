@@ -3,7 +3,7 @@
     python -m benchmarks.scaling.simulate
 
 Step time, communication and efficiency of ModernBERT's two sizes on 8 to 1,024 GPUs, from the
-published speed of one GPU and stated bandwidths (`restomod/tools/scaling_model.py`). The global
+published speed of one GPU and stated bandwidths (`restomod/tools/plan/scaling.py`). The global
 batch is the recipes', whatever the number of GPUs.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from benchmarks.record import Report, parser_of, say
 from restomod.config import ModelConfig
 from restomod.model.memory import FLOAT32
-from restomod.tools.scaling_model import (
+from restomod.tools.plan.scaling import (
     BACKWARD,
     BUCKET_BYTES,
     OPTIMIZER_BYTES,

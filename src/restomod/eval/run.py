@@ -44,7 +44,12 @@ from restomod.eval.tasks import run_classification, run_retrieval
 from restomod.eval.treatments import probe, whitening
 from restomod.harvest.installed import find_sources
 from restomod.tools.runs import run_of
-from restomod.train.manifest import checkpoint_folder, local_steps, read_manifest, verify
+from restomod.train.checkpoints.manifest import (
+    checkpoint_folder,
+    local_steps,
+    read_manifest,
+    verify,
+)
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from restomod.finetune.config import FinetuneConfig
 from restomod.finetune.data import require
 from restomod.interrupts import Interrupts
 from restomod.prepare.atomic import read_json, write_json
-from restomod.train.manifest import newest_checkpoint
+from restomod.train.checkpoints.manifest import newest_checkpoint
 
 if TYPE_CHECKING:
     from restomod.finetune.tasks import Task

@@ -11,8 +11,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from restomod.tools.following import Followed, Line
-from restomod.tools.metrics_log import number
+from restomod.tools.record.following import Followed, Line
+from restomod.tools.record.metrics_log import number
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 BAR = ("█", "░")

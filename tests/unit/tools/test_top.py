@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from restomod.errors import UserError
-from restomod.tools import following
-from restomod.tools.following import Followed, Follower
+from restomod.tools.record import following
+from restomod.tools.record.following import Followed, Follower
 from restomod.tools.top import top
 from restomod.tools.top_frame import duration, frame, short, sparkline, state
 
