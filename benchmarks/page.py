@@ -103,7 +103,9 @@ def on_gpus(results: Results) -> str:
             figure = Figure(f"{size}, full, compiled: tokens/s", "{:.0f} k tokens/s", 1e3)
             measured = f"{figure.text(step.get('figures', {}))}, {where(step)}, {commit(step)}"
         rows.append((name, *shown, measured))
-    return markdown(rows)
+    ran = [part.name for part in PARTS if part.gpu and part.name in results]
+    head = f"Run on a GPU: {', '.join(ran)}." if ran else "Nothing of this was run on a GPU."
+    return f"{head}\n\n{markdown(rows)}"
 
 
 def part(name: str, results: Results) -> str:

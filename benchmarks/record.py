@@ -88,7 +88,8 @@ class Report:
             return
         seconds = time.perf_counter() - self._started
         own = own_s() - self._own
-        others = max(0.0, busy_s() - self._busy - own) / seconds if self._busy else -1.0
+        # Cores' times come in hundredths of a second: less than one of all tells nothing.
+        others = max(0.0, busy_s() - self._busy - own) / seconds if seconds > 1 else 0.0
         say(f"\n{seconds:.0f} s, {own:.0f} s of the CPU; others kept {others:.2f} cores busy")
         if not self._file:
             return
