@@ -66,17 +66,17 @@ def targets(results: Results) -> str:
 
 
 def target_row(target: Target, result: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return a target's row, with what was measured."""
     if result is None:
-        return target.what, target.text, "-", "**not run**", target.peer, "", "", ""
-    from_where = where(result), commit(result), f"`{target.part}.txt`"
+        return target.what, target.text, "-", "**not run**", target.beside({}), "", "", ""
     figures = result.get("figures", {})
-    if target.figure.name not in figures:
-        return target.what, target.text, "-", "**failed**", target.peer, *from_where
-    verdict = "reached" if target.reached(figures) else "**missed**"
-    peer = target.peer
-    if target.peer_figure:
-        peer += f": {target.peer_figure.text(figures)}"
-    return target.what, target.text, target.figure.text(figures), verdict, peer, *from_where
+    shown, verdict = target.figure.text(figures), "**failed**"
+    if target.figure.name in figures:
+        verdict = "reached" if target.reached(figures) else "**missed**"
+    elif "failed" not in result:
+        verdict = "**not run**"
+    from_where = where(result), commit(result), f"`{target.part}.txt`"
+    return target.what, target.text, shown, verdict, target.beside(figures), *from_where
 
 
 def on_gpus(results: Results) -> str:

@@ -27,8 +27,9 @@ class Target:
     figure: Figure
     bound: float
     at_least: bool
-    peer: str
-    peer_figure: Figure | None = None
+    peers: str = "-"
+    """What it stands beside, with a place for each of `peer_figures`."""
+    peer_figures: tuple[Figure, ...] = ()
 
     @property
     def text(self) -> str:
@@ -38,6 +39,10 @@ class Target:
         sign = " %" if "%" in self.figure.shown else ""
         shown = words.replace(":.2f", ":g").replace(":.1f", ":g").replace(":,.0f", ":g")
         return f"at {'least' if self.at_least else 'most'} {shown.format(number)}{sign}"
+
+    def beside(self, figures: dict[str, float]) -> str:
+        """What others reached."""
+        return self.peers.format(*(figure.text(figures) for figure in self.peer_figures))
 
     def reached(self, figures: dict[str, float]) -> bool:
         found = figures[self.figure.name]
@@ -59,8 +64,11 @@ def _steps(size: str, words: str, short: float, full: float, linear: float) -> l
             Figure(f"{size}, {kind}: times padded"),
             bound,
             True,
-            "transformers' ModernBertForMaskedLM, sdpa, padded",
-            Figure(f"{size}, {kind}, padded: tokens/s", TOKENS_S),
+            "transformers' ModernBertForMaskedLM, sdpa, padded: {} of {}",
+            (
+                Figure(f"{size}, {kind}, padded: tokens/s", "{:,.0f}"),
+                Figure(f"{size}, {kind}, compiled: tokens/s", TOKENS_S),
+            ),
         )
 
     def of_mm(kind: str, documents: str) -> Target:
@@ -70,8 +78,8 @@ def _steps(size: str, words: str, short: float, full: float, linear: float) -> l
             Figure(f"{size}, {kind}: linear layers, of torch.mm", "{:.0%}"),
             linear,
             True,
-            "torch.mm's best",
-            Figure(f"{size}, {kind}: torch.mm, FLOP/s", "{:.0f} GFLOP/s", 1e9),
+            "torch.mm's best: {}",
+            (Figure(f"{size}, {kind}: torch.mm, FLOP/s", "{:.0f} GFLOP/s", 1e9),),
         )
 
     return [
@@ -99,7 +107,6 @@ TARGETS = (
         Figure("full, 27 documents a row", "{:.3%}"),
         0.999,
         True,
-        "-",
     ),
     Target(
         "rows of every shipped recipe are full",
@@ -107,7 +114,6 @@ TARGETS = (
         Figure("full, shipped recipes", "{:.3%}"),
         0.99,
         True,
-        "-",
     ),
     Target(
         "packing, one core",
@@ -115,8 +121,8 @@ TARGETS = (
         Figure("tokens/s", MILLIONS_S, 1e6),
         50e6,
         True,
-        "what 8 H100s consume at base size, 2.5 M tokens/s",
-        Figure("times a node", "{:.0f} times that"),
+        "{} times what 8 H100s consume at base size",
+        (Figure("times a node", "{:.0f}"),),
     ),
     Target(
         "shards to masked, packed batches, one worker",
@@ -124,8 +130,19 @@ TARGETS = (
         Figure("tokens/s, restomod, rows of 16,384", MILLIONS_S, 1e6),
         10e6,
         True,
-        "StreamingDataset and datasets, padded; datasets joined and cut ahead: below",
-        Figure("times a node", "{:.1f} times what 8 H100s consume"),
+        "{} times what 8 H100s consume; StreamingDataset, padded: {}; datasets, padded: {}, joined "
+        "and cut ahead: {}",
+        (
+            Figure("times a node", "{:.1f}"),
+            *(
+                Figure(f"tokens/s, {name}", "{:.2f} M", 1e6)
+                for name in (
+                    "StreamingDataset, padded",
+                    "datasets, padded",
+                    "datasets, joined and cut ahead",
+                )
+            ),
+        ),
     ),
     Target(
         "resume at step 1,000,000",
@@ -133,8 +150,8 @@ TARGETS = (
         Figure("late / early"),
         1.1,
         False,
-        "at step 10",
-        Figure("early, s", "{:.3f} s"),
+        "at step 10: {}",
+        (Figure("early, s", "{:.3f} s"),),
     ),
     Target(
         "start-up, 2 x 10^9 documents: time",
@@ -142,8 +159,8 @@ TARGETS = (
         Figure("restomod, s", "{:.1f} s"),
         10,
         False,
-        "Streaming's, extrapolated",
-        Figure("Streaming, s", "{:,.0f} s"),
+        "Streaming's own, extrapolated: {}",
+        (Figure("Streaming, s", "{:,.0f} s"),),
     ),
     Target(
         "start-up, 2 x 10^9 documents: memory",
@@ -151,8 +168,8 @@ TARGETS = (
         Figure("restomod, MB", "{:,.0f} MB"),
         500,
         False,
-        "Streaming's, extrapolated",
-        Figure("Streaming, MB", "{:,.0f} GB", 1e3),
+        "Streaming's own, extrapolated: {}",
+        (Figure("Streaming, MB", "{:,.0f} GB", 1e3),),
     ),
     Target(
         "optimizer's step, 150 M parameters, compiled as on GPUs",
@@ -160,8 +177,8 @@ TARGETS = (
         Figure("compiled / fused"),
         1.6,
         False,
-        "torch.optim.AdamW(fused=True)",
-        Figure("fused, s", "{:.0f} ms", 1e-3),
+        "torch.optim.AdamW(fused=True): {}",
+        (Figure("fused, s", "{:.0f} ms", 1e-3),),
     ),
     Target(
         "optimizer's step, 150 M parameters, eager as on a CPU",
@@ -169,8 +186,8 @@ TARGETS = (
         Figure("eager / fused"),
         1.6,
         False,
-        "torch.optim.AdamW(fused=True)",
-        Figure("fused, s", "{:.0f} ms", 1e-3),
+        "torch.optim.AdamW(fused=True): {}",
+        (Figure("fused, s", "{:.0f} ms", 1e-3),),
     ),
 )
 GPU_SIZES = {"base": "150m", "large": "395m"}

@@ -63,7 +63,7 @@ def test_own_work_is_not_others(options, monkeypatch):
 def test_a_part_that_fails_says_why_in_its_result(tmp_path, capsys):
     kept = tmp_path / "broken.json"
     kept.write_text('{"figures": {"of an earlier run": 1}}')
-    assert run(Part("broken", "benchmarks.nowhere", ("--rounds", "1")), tmp_path, False) is False
+    assert run(Part("broken", "benchmarks.nowhere", ("--rounds", "1")), tmp_path, False)[1] is False
     result = json.loads(kept.read_text())
     assert "No module named benchmarks.nowhere" in result["failed"]
     assert "figures" not in result
