@@ -23,7 +23,7 @@ class Part:
     @property
     def group(self) -> str:
         """What `--only` may call it, too."""
-        return self.module.split(".")[1]
+        return "gpu" if self.gpu else self.module.split(".")[1]
 
 
 PARTS = (

@@ -144,6 +144,8 @@ def test_parts_are_chosen_by_name_or_group():
         "resume",
         "shuffle",
     }
+    assert {part.name for part in chosen(["gpu"]) if not part.gpu} == {"roofline"}
+    assert not any(part.gpu for part in chosen(["training"]))
     with pytest.raises(ValueError, match="no such part: nonsense; there is"):
         chosen(["nonsense", "data"])
 
