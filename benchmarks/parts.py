@@ -47,7 +47,15 @@ PARTS = (
         ),
     ),
     Part("optimizer", "benchmarks.training.optimizer"),
-    Part("inference", "benchmarks.inference"),
+    Part("inference", "benchmarks.inference", ("--lengths", "512")),
+    Part(
+        "inference-8192",
+        "benchmarks.inference",
+        (
+            *("--lengths", "8192", "--kinds", "variable", "--rounds", "2"),
+            *("--contenders", "ours,padded,sorted"),
+        ),
+    ),
     Part("prepare", "benchmarks.prepare"),
     Part("scaling", "benchmarks.scaling.measure", threads=1),
     Part("scaling-simulated", "benchmarks.scaling.simulate"),

@@ -3,7 +3,7 @@
     python -m benchmarks.data.resume
 
 Two lanes run a million rows, one a step, through every epoch, draw and packing decision: small rows
-of short chunks, of which thousands wait. Then fresh processes go on from the states of both steps,
+of short chunks, of which two thousand wait. Then fresh processes go on from the states of both steps,
 in turn: they open data and tokenizer, make a loader from the state, and are timed until its first
 batch, and for the 100 steps after it. Weights and moments are as many bytes at any step, and are
 not in it.
@@ -28,8 +28,8 @@ DOCUMENTS = 100_000
 
 
 def recipe(folder: Path, root: Path) -> Recipe:
-    """Return a recipe of one row a step, with buffers of about 13,000 chunks."""
-    made = recipe_of(folder, root, 256, lanes=LANES, workers=0, buffer_rows=1024)
+    """Return a recipe of one row a step, with buffers of about 1,100 chunks a lane."""
+    made = recipe_of(folder, root, 256, lanes=LANES, workers=0, buffer_rows=256)
     phase = made.phases[0]
     phase.sequence_length = 64
     phase.batch_rows = phase.micro_batch_rows = 1
