@@ -3,10 +3,10 @@
     python -m benchmarks.data.resume
 
 Two lanes run a million rows, one a step, through every epoch, draw and packing decision: small rows
-of short chunks, of which two thousand wait. Then fresh processes go on from the states of both steps,
-in turn: they open data and tokenizer, make a loader from the state, and are timed until its first
-batch, and for the 100 steps after it. Weights and moments are as many bytes at any step, and are
-not in it.
+of short chunks, of which two thousand wait. Then fresh processes go on from the states of both
+steps, in turn: they open data and tokenizer, make a loader from the state, and are timed until its
+first batch, and for the 100 steps after it. Weights and moments are as many bytes at any step, and
+are not in it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m benchmarks.training.optimizer
 
-StableAdamW as recipes have it on a CPU, eager, and on GPUs, compiled. Steps take turns; medians.
+StableAdamW as recipes have it on a CPU, eager, and on GPUs, compiled. Steps take turns; medians. On a CPU memory
+reuse (`keep_freed_memory`) is on, as in training.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from benchmarks.record import Report, parser_of
 from benchmarks.training.documents import SIZES, encoder_config
 from benchmarks.training.measure import device_name, settle
+from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import MaskedLM
 from restomod.optim.stable_adamw import StableAdamW, parameter_groups
 
@@ -72,6 +74,7 @@ def main() -> None:
     if options.quick:
         options.size, options.rounds = "tiny", 3
     device = torch.device(options.device)
+    keep_freed_memory()
     with Report(options, device_name(device)) as report:
         compare(report, options.size, options.rounds, not options.quick, device)
 
