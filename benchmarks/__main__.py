@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, help="folder of the results")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the part that runs is ended
     try:
         parts = chosen(arguments.only.split(",")) if arguments.only else list(PARTS)
     except ValueError as error:

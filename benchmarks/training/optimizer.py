@@ -2,8 +2,8 @@
 
     python -m benchmarks.training.optimizer
 
-StableAdamW as recipes have it on a CPU, eager, and on GPUs, compiled. Steps take turns; medians. On a CPU memory
-reuse (`keep_freed_memory`) is on, as in training.
+StableAdamW as recipes have it on a CPU, eager, and on GPUs, compiled. Steps take turns; medians. On
+a CPU memory reuse (`keep_freed_memory`) is on, as in training.
 """
 
 from __future__ import annotations
