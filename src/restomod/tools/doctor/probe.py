@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
@@ -28,6 +27,7 @@ from typing import Any, TypeVar
 import torch
 
 import restomod
+from restomod import provenance
 from restomod.config import Recipe
 from restomod.data.sources import Sources, open_sources
 from restomod.data.working_set import working_set
@@ -211,12 +211,7 @@ def measure(recipe: Recipe | None, recipe_problem: str, place: Place, timeout_s:
 
 def versions() -> dict[str, str]:
     """Return the versions that all ranks should share, by name."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
+    found = dict.fromkeys(PACKAGES, "absent") | provenance.versions(PACKAGES)
     found["restomod's code"] = _code_digest()
     if torch.version.cuda:
         found["CUDA of torch"] = torch.version.cuda
@@ -262,7 +257,7 @@ def needs(recipe: Recipe, sources: Sources, place: Place, device: str) -> Needs:
     count = sum(parameters(recipe.model, vocab_size))
     used = working_set(recipe, sources.streams, place.world_size)
     shards = recipe.parallel.shards(place.world_size, place.ranks_per_node)
-    cached = sum(int(s.index.raw_bytes.sum()) for s in sources.streams.values() if s.cached)
+    cached = sum(int(s.shard_bytes.sum()) for s in sources.streams.values() if s.cached)
     kept = recipe.checkpoint
     memories = [
         phase_memory(recipe, phase, vocab_size, device, shards, place.world_size)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from restomod.config import Recipe
-from restomod.tools.pages.charts import duration, si
+from restomod.tools.pages.charts import si
 from restomod.tools.record.metrics_log import RunLog
+from restomod.units import duration
 
 if TYPE_CHECKING:
     from restomod.tools.export.card_facts import Facts

@@ -96,19 +96,6 @@ def _trim(text: str, value: float) -> str:
     return f"{value:.0f}" if "e+" in text else text
 
 
-def duration(seconds: float) -> str:
-    """Write seconds with the two units that matter: 3 d 4 h, 2 h 05 min, 41 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.3g} s" if seconds < 10 else f"{whole} s"
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if minutes < 60:
-        return f"{minutes} min {whole % 60:02d} s"
-    if hours < 48:
-        return f"{hours} h {minutes % 60:02d} min"
-    return f"{days} d {hours % 24:02d} h"
-
-
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers, the first and last just outside [low, high]."""
     raw = (high - low) / count

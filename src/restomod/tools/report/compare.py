@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 
 from restomod.errors import UserError
-from restomod.tools.pages.charts import duration, si
+from restomod.tools.pages.charts import si
 from restomod.tools.pages.frame import Page, Part, write_page
 from restomod.tools.pages.markup import key, percent, plain, remarks, table
 from restomod.tools.record.run_record import METRICS, RunRecord, read_run
@@ -22,6 +22,7 @@ from restomod.tools.report.compare_figures import Shown, figures, style_of
 from restomod.tools.report.differences import differences
 from restomod.tools.report.mixture import compared_mixtures
 from restomod.tools.report.samples import compared
+from restomod.units import duration
 
 EVENTS_OF_A_RUN = 12
 LONGEST_DETAILS = 200

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from restomod.tools.pages.charts import Line, Plot, Point, XAxis, duration, si, svg, x_axis
+from restomod.tools.pages.charts import Line, Plot, Point, XAxis, si, svg, x_axis
 from restomod.tools.pages.markup import key, table
 from restomod.tools.record.downsampled import Bucket, merged
 from restomod.tools.record.metrics_log import Mark, PhaseSpan, RunLog
+from restomod.units import duration
 
 TABLE_ROWS = 16
 TABLE_PLACES = 6

@@ -10,10 +10,11 @@ import json
 from html import escape
 from typing import Any
 
-from restomod.tools.pages.charts import duration, si
+from restomod.tools.pages.charts import si
 from restomod.tools.pages.markup import NONE, bar, bytes_text, percent, plain, signed, table, times
 from restomod.tools.record.metrics_log import RunLog, number, numbers
 from restomod.tools.record.run_record import RunRecord
+from restomod.units import duration
 
 SHOWN_EVENTS = 40
 LONGEST_DETAILS = 400

@@ -115,8 +115,7 @@ def test_recipes_that_differ_have_other_digests(recipe):
 
 
 def test_other_code_has_another_digest(monkeypatch, tmp_path):
-    (tmp_path / "train").mkdir()
-    monkeypatch.setattr(probe, "__file__", str(tmp_path / "train" / "probe.py"))
+    monkeypatch.setattr(probe.restomod, "__file__", str(tmp_path / "__init__.py"))
     (tmp_path / "a.py").write_text("1")
     first = probe.versions()["restomod's code"]
     (tmp_path / "a.py").write_text("2")
