@@ -2,6 +2,7 @@
 # make test   sets up, then lints, checks types, plans every shipped recipe and runs the tests
 # make test-systems  runs the longer tests: clusters (Ray, Slurm), an S3 server, nodes, launchers, whole runs
 # make test-systems-quick  leaves out those that take minutes each
+# make bench  runs every benchmark beside its peers, half an hour on two cores, and writes docs/performance.md
 # make setup  only sets up: skipped when nothing changed
 # make docs   builds the documentation into site/
 # make lock   resolves the dependencies anew
@@ -23,7 +24,7 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --
 # Two tests at a time, those of a file one after the other, since they share runs. PARALLEL= for one at a time.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: setup demo test test-systems test-systems-quick lint docs lock clean
+.PHONY: setup demo test test-systems test-systems-quick bench lint docs lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -61,6 +62,9 @@ test-systems: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
 
 test-systems-quick: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
 	$(BIN)/python -m pytest tests/systems -m "not slow" $(PARALLEL)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
 
 # A second environment, which takes torch and all that it lacks from the first.
 $(HF5)/.set-up: tests/systems/transformers-5.lock $(STAMP)
