@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from restomod.config import Recipe
 from restomod.model.memory import FLOAT32, moments_per_parameter, parameters
+from restomod.tools.charts import duration
 from restomod.tools.plan_cost import PhaseCost
 from restomod.tools.plan_parts import WARNING, Section, Target, gigabytes
 from restomod.units import parse_duration, parse_slots
@@ -39,8 +40,8 @@ def checkpoint_section(
     lines = [
         f"{gigabytes(size)} GB each (float32 weights and moments), {count:,} in all; the newest "
         f"{min(count, rules.keep)} stay{others}, {gigabytes(size * kept)} GB",
-        f"every {rules.every_steps:,} steps is every {_time(between)}: what a killed run repeats "
-        f"at most, half of it in the mean{lost}; written in the background at "
+        f"every {rules.every_steps:,} steps is every {duration(between)}: what a killed run "
+        f"repeats at most, half of it in the mean{lost}; written in the background at "
         f"{size / between / 1e6:,.1f} MB/s or more",
     ]
     took = _measured(recipe)
@@ -55,7 +56,9 @@ def checkpoint_section(
             f"{COPY_BYTES_PER_S / 1e9:g} GB/s to CPU memory)"
         )
     if between > LONG_S:
-        lines.append(f"{WARNING}{_time(between)} between checkpoints; lower checkpoint.every_steps")
+        lines.append(
+            f"{WARNING}{duration(between)} between checkpoints; lower checkpoint.every_steps"
+        )
     return Section("checkpoints", lines)
 
 
@@ -101,9 +104,3 @@ def _ends(costs: Sequence[PhaseCost]) -> list[int]:
         step += cost.phase.steps
         ends.append(step)
     return ends
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
