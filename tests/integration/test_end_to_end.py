@@ -92,6 +92,13 @@ def test_eval_prints_and_stores_numbers_beside_the_unigram(run, monkeypatch, cap
         assert stored["domains"][domain]["unigram_loss"] > 0
         assert f"{stored['domains'][domain]['loss']:.3f}" in out
     assert "report.html" in out
+    newest = max((run / "checkpoints").iterdir())
+    before = (run / "evaluation.json").read_bytes()
+    code, alone, err = restomod(monkeypatch, capsys, "eval", newest)
+    assert code == 0, err
+    assert alone == out[: len(alone)]
+    assert "report.html" not in alone
+    assert (run / "evaluation.json").read_bytes() == before
 
 
 def test_bias_starts_at_the_unigram(run):
