@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from restomod.config import PhaseConfig, Recipe
+from restomod.cpu import measured_peak
 from restomod.data.mlm import mask_rate
 from restomod.model.flops import attention_flops_per_token, linear_flops_per_token
 from restomod.model.memory import FLOAT32, layer_activations, parameters
@@ -97,7 +98,7 @@ def _cpu_step_s(
         parameters=sum(parameters(model, vocab_size)),
         layers=again * model.layers * micro_batches,
     )
-    return plan_cpu.step_seconds(work, plan_cpu.measured_peak() / target.node_ranks)
+    return plan_cpu.step_seconds(work, measured_peak() / target.node_ranks)
 
 
 def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
@@ -132,7 +133,7 @@ def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
             [f"{duration(seconds)} if nothing else runs, estimated from this CPU's products"],
             Table(head, rows),
             notes=[
-                f"Estimate: float32 products at {plan_cpu.measured_peak() / 1e9:.0f} GFLOP/s, "
+                f"Estimate: float32 products at {measured_peak() / 1e9:.0f} GFLOP/s, "
                 "from what was just measured here; loading, evaluation and exchange between ranks "
                 "are not counted"
             ],
