@@ -11,12 +11,13 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from restomod import commands
 from restomod.errors import UserError
 from restomod.interrupts import Stopped
-from restomod.train.launch import leave_code
+from restomod.train.launch import leave_code, leave_message
 from restomod.train.stopping import REQUEUE_CODE
 from restomod.units import positive
 from restomod.vectors import command as embed_command
@@ -47,7 +48,15 @@ def train_main(arguments: Sequence[str]) -> int:
 
 def main() -> int:
     """Run `restomod COMMAND`; return the exit code."""
-    parser = argparse.ArgumentParser(prog="restomod", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="restomod",
+        description="Pretrain, evaluate and export encoders of ModernBERT's kind.",
+        epilog="Training: python train.py RECIPE.yaml, or torchrun --nproc-per-node N train.py "
+        "RECIPE.yaml. restomod COMMAND --help explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"restomod {version('restomod')}")
+    if sys.argv[1:2] == ["train"]:
+        parser.error(f"a recipe is trained by: python train.py {shlex.join(sys.argv[2:])}".rstrip())
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -275,6 +284,7 @@ def _guarded(run: Callable[[], int]) -> int:
     except UserError as error:
         if error.alone or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
+        leave_message(f"error: {error}", os.environ)
         return 2
     except Stopped as stop:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
