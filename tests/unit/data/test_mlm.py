@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -151,6 +152,20 @@ def test_word_without_end_is_masked_in_pieces():
     assert len(positions) / len(tokens) == pytest.approx(0.3, abs=0.02)
     runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
     assert {len(run) % WORD_TOKENS for run in runs} == {0}
+
+
+def test_room_is_what_is_expected_at_the_highest_rate_and_six_deviations():
+    def room(slots, **mask):
+        return predicted_slots(slots, PhaseConfig(mask=MaskConfig(**mask)))
+
+    # The deviation of 10,000 draws at a tenth is 30, of pieces of 8 tokens sqrt(8) as much.
+    assert room(10_000, rate=0.1) == 1000 + 6 * 30
+    assert room(10_000, rate=0.1, whole_word=True) == 1000 + math.ceil(6 * 30 * 8**0.5)
+    later = [MaskStep("1K", 0.1), MaskStep("2K", 0.05)]
+    assert room(10_000, rate=0.02, later=later) == room(10_000, rate=0.1)
+    assert room(10_000, rate=0.1, later=later[1:]) == room(10_000, rate=0.1)
+    assert room(16, rate=0.9) == 16
+    assert predicted_slots(10_000, PhaseConfig(objective="clm")) == 10_000
 
 
 def test_room_holds_whole_words():
