@@ -34,6 +34,10 @@ CASES = {
         ),
     ),
     "damaged shard": (DataConfig(lanes=2, on_damaged_shard="skip"), PLAIN),
+    "whole words": (
+        DataConfig(lanes=2),
+        PhaseConfig(mixture={"a": 1, "b": 1}, mask=MaskConfig(whole_word=True), **COMMON),
+    ),
 }
 EXPECTED = {
     "plain": "83de197dad943144",
@@ -41,6 +45,7 @@ EXPECTED = {
     "next tokens": "b303c378f2ad551e",
     "falling mask rate": "6866729b340da1f2",
     "damaged shard": "d4f062b23a667809",
+    "whole words": "c58e627c0e5395d3",
 }
 
 

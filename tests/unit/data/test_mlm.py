@@ -145,6 +145,25 @@ def test_whole_words_are_predicted_or_not_at_all():
     assert (inputs[untouched] == tokens[untouched]).all()
 
 
+def test_a_word_ends_where_letters_of_another_kind_follow():
+    class Kinds(Vocabulary):
+        """No id begins a word; those from 300 on begin with one kind and end with another."""
+
+        def word_parts(self):
+            late = np.arange(V) >= 300
+            return WordParts(np.zeros(V, bool), np.zeros(V, np.uint8), late.astype(np.uint8))
+
+    masker = Masker(MaskConfig(whole_word=True), Kinds())
+    tokens = np.tile(np.array([7, 8, 300, 301, 9], np.int32), 5000)
+    _, positions = masker(tokens, np.random.default_rng(0), 0.3)
+    predicted = np.zeros(len(tokens), bool)
+    predicted[positions] = True
+    # 9 goes on into the 7, 8 and 300 of the next five tokens; 301 stands alone.
+    words = predicted[4:-1].reshape(-1, 5)
+    assert (words[:, :4] == words[:, :1]).all()
+    assert 0.2 < (words[:, 4] != words[:, 0]).mean() < 0.6
+
+
 def test_word_without_end_is_masked_in_pieces():
     masker = Masker(MaskConfig(whole_word=True), Vocabulary())
     tokens = np.full(80_000, 400, np.int32)
