@@ -32,6 +32,7 @@ LEFT = ("survived", "no tests")
 def main() -> int:
     shutil.rmtree(WORK, ignore_errors=True)
     began = time.monotonic()
+    LOG.parent.mkdir(exist_ok=True)
     with LOG.open("w") as log:
         code = subprocess.call(
             [Path(sys.executable).with_name("mutmut"), "run", "--max-children", "2"],
