@@ -1,6 +1,7 @@
 """The schema of a recipe: a dataclass for each section, with every default usable on a CPU.
 
-`restomod.recipe` fills it from YAML; everything else reads it. Imports no torch.
+`restomod.recipe` fills it from YAML; everything else reads it. Imports no torch. One long file on
+purpose: all keys of a recipe, to be read from the first to the last.
 """
 
 from __future__ import annotations
@@ -157,10 +158,13 @@ class InitConfig:
 
 @dataclass
 class StreamConfig:
-    """One MDS data set."""
+    """One data set: an MDS folder, or a source of the user's own."""
 
     path: str = ""
     """Folder that holds index.json: a local path, or a remote that Streaming reads (s3://...)."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Instead of a path, something of the user's own that reads documents: `use`, and its
+    options."""
     local: str = ""
     """Node-local folder that keeps downloaded and unpacked shards; under cache_dir when empty."""
     domain: str = ""

@@ -17,7 +17,7 @@ from restomod.data.sources import Sources
 from restomod.errors import UserError
 from restomod.recipe import flatten
 from restomod.timeline import Origin, Timeline
-from restomod.train.manifest import (
+from restomod.train.checkpoints.manifest import (
     LOADER,
     checkpoint_folder,
     load_loader_state,
@@ -75,7 +75,7 @@ def fingerprint(sources: Sources) -> dict[str, str]:
     for name, dataset in sources.streams.items():
         key = f"data.streams.{name}"
         identity[key] = dataset.fingerprint
-        identity[f"{key}.column"] = dataset.column.name
+        identity[f"{key}.column"] = dataset.column_name
         identity[f"{key}.tokens"] = str(dataset.attributes.tokens)
         if dataset.transform:
             identity[f"{key}.transform"] = json.dumps(dataset.transform, sort_keys=True)
