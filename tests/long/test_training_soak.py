@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from restomod.data.tokenizer import load_tokenizer
-from restomod.train.manifest import local_steps
+from restomod.train.checkpoints.manifest import local_steps
 from tests.conftest import Tiny, metrics
 from tests.long.corpus import write_stream
 from tests.ranks import Ranks

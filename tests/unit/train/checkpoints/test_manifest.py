@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from restomod.train import manifest
-from restomod.train.manifest import (
+from restomod.train.checkpoints import manifest
+from restomod.train.checkpoints.manifest import (
     FORMAT,
     LOADER,
     MANIFEST,
