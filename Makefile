@@ -4,6 +4,7 @@
 # make test-systems-quick  leaves out those that take minutes each
 # make test-long  runs what takes up to two hours: faults, soaks, mutation testing; logs in runs/
 # make mutation  mutation testing alone; make coverage  the lines that `make test`'s tests run
+# make bench  runs every benchmark beside its peers, half an hour on two cores, and writes docs/performance.md
 # make setup  only sets up: skipped when nothing changed
 # make docs   builds the documentation into site/
 # make lock   resolves the dependencies anew
@@ -26,7 +27,7 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --
 # Two tests at a time, those of a file one after the other, since they share runs. PARALLEL= for one at a time.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: setup demo test test-systems test-systems-quick test-long mutation coverage lint docs lock clean
+.PHONY: setup demo test test-systems test-systems-quick test-long mutation coverage bench lint docs lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -77,6 +78,8 @@ mutation: $(MUTATION)/.set-up
 coverage: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
 	$(BIN)/coverage report --sort=cover
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
 
 # A second environment, which takes torch and all that it lacks from the first.
 $(HF5)/.set-up: tests/systems/transformers-5.lock $(STAMP)

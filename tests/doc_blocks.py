@@ -32,7 +32,7 @@ NOT_RUN = {
     "make ": "people and .ci/run do",
     "pip install": "the environment has it",
     "python -m pytest tests/gpu": "needs a GPU",
-    "python benchmarks/": "measures for minutes; logs are in benchmarks/results",
+    "python -m benchmarks": "tests/systems/test_benchmarks.py does, small and short",
     "python tests/chaos.py": "tests/systems/test_chaos.py does, on less",
     "python train.py my.yaml --fork runs/my@12000": "test_phases.py forks, from fewer steps",
     "python train.py my.yaml --phase decay": "tests/integration/test_phases.py does, likewise",

@@ -104,6 +104,8 @@ def check(words, shown):
         check_recipe(cli.parse_train(words[2:]), shown)
     elif words[:3] == ["python", "-m", "pytest"]:
         assert (ROOT / words[3]).exists()
+    elif words[:3] == ["python", "-m", "benchmarks"]:
+        check_script("benchmarks", *words[3:])
     elif program == "python":
         check_script(*rest)
     elif program == "torchrun":

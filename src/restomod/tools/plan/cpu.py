@@ -2,9 +2,8 @@
 proportion.
 
 In: a phase's work per slot. Out: seconds. NumPy measures, so that no torch is loaded. The constants
-were fitted to `benchmarks/results/encoder-step-cpu.txt` and `encoder-step-cpu-150m.txt` (5 to 150 M
-parameters, documents of 258 to 8,192 tokens) and hold within 15 % of these; tests/systems compares
-whole runs.
+were fitted to the steps of `benchmarks/results/plan-cpu-fit.txt` (5 to 150 M parameters, documents
+of 258 to 8,192 tokens) and hold within 15 % of these; tests/systems compares whole runs.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ REPEATS = 4
 FULL, NEARLY = 0.999, 0.99
 """What long enough rows reach, and what no recipe should stay below."""
 LOADED_IDS, LOADED_IDS_SMALL, LOADED_TEXT = 10.4e6, 5.8e6, 0.8e6
-"""Tokens/s of one loader process, as benchmarks/results/data-cpu.txt has them: stored ids in rows
-of 16,384 and more, in smaller ones, and text that is tokenised on the way."""
+"""Tokens/s of one loader process, about as benchmarks/results/loading.txt has them: stored ids in
+rows of 16,384 and more, in smaller ones, and text that is tokenised on the way."""
 SMALL_ROW = 16_384
 
 
@@ -159,7 +159,7 @@ def reading_section(
         f"a node of {target.node_ranks} ranks reads {node:,.0f} tokens/s, "
         f"{node * stored / 1e6:,.2f} MB/s as stored; its {processes} loader processes deliver "
         f"about {processes * worker / 1e6:,.1f} M tokens/s ({worker / 1e6:.1f} M each, measured on "
-        "the machine of benchmarks/results/data-cpu.txt)"
+        "the machine of benchmarks/results/loading.txt)"
     ]
     if node > processes * worker:
         needed = -(-node // (worker * target.node_ranks))
