@@ -78,6 +78,7 @@ mutation: $(MUTATION)/.set-up
 coverage: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
 	$(BIN)/coverage report --sort=cover
+
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
