@@ -1,0 +1,59 @@
+"""Ablations on real text at toy scale, with one command: corpus, runs, table and plots.
+
+    python -m benchmarks.ablations                  # or: make ablations
+    python -m benchmarks.ablations --seeds 11,12,13,14,15
+    python -m benchmarks.ablations --results-only   # of the runs that are there
+
+In: the installed packages' text. Out: benchmarks/results/ablations/{runs.csv,table.md,*.svg}. What
+was trained already is kept in runs/ablations, so that the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks.ablations import corpus, results
+from benchmarks.ablations.arms import SEEDS
+from benchmarks.ablations.runs import Run, all_runs, train_all
+from restomod.errors import UserError
+
+OUT = Path("benchmarks/results/ablations")
+
+
+def main() -> int:
+    """Return the exit code: 0, 1 where a run has failed, 2 for a mistake."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="default %(default)s")
+    parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of one thread")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--results-only", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    runs = all_runs([int(seed) for seed in arguments.seeds.split(",")])
+    started, done = time.monotonic(), 0
+
+    def on_end(run: Run, code: int) -> None:
+        nonlocal done
+        done += 1
+        minutes = (time.monotonic() - started) / 60
+        state = "failed, see its log" if code else "done"
+        print(f"{minutes:5.1f} min  {run.name}: {state} ({done} so far)", flush=True)
+        results.write_tables(runs, arguments.runs, OUT)
+
+    try:
+        failed = 0
+        if not arguments.results_only:
+            corpus.prepare()
+            failed = train_all(runs, arguments.runs, arguments.jobs, on_end)
+        results.write(runs, arguments.runs, OUT)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print((OUT / "table.md").read_text())
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The runs of all arms: which there are, what each waits for, and two processes that train them.
+
+In: a folder for runs. Out: run folders in it. A run is the recipe of its arm through train.py's own
+entry point; one that has ended is not made again, one that was stopped goes on. Processes are
+forked from one that has imported torch already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.ablations.arms import (
+    ARMS,
+    OPTIMIZERS,
+    RATES,
+    SMALL,
+    SMALL_SEED,
+    TUNING_SEED,
+    Arm,
+    words,
+)
+from restomod.errors import UserError
+from restomod.recipe import load_recipe
+
+SIZES = (3, 64, 128)
+"""Layers, hidden and intermediate size of the base, to which the small model is tiled."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, and the runs that must have ended before it can begin."""
+
+    name: str
+    arm: Arm
+    seed: int
+    lr: str = ""
+    """Empty: the best of its optimizer's."""
+    needs: tuple[str, ...] = ()
+
+
+def tuning(optimizer: str) -> list[Run]:
+    """Return the runs that decide an optimizer's learning rate: of the first arm that has it."""
+    first = next(arm for arm in ARMS.values() if arm.optimizer == optimizer)
+    arm = dataclasses.replace(first, measures=())
+    return [Run(f"tune-{optimizer}-{lr}", arm, TUNING_SEED, lr) for lr in RATES]
+
+
+def all_runs(seeds: Sequence[int]) -> list[Run]:
+    """Return every run in the order in which they begin: the rates, then seed by seed."""
+    runs = [run for optimizer in OPTIMIZERS for run in tuning(optimizer)]
+    for seed in seeds:
+        small = Run(
+            f"small-{seed + SMALL_SEED}", SMALL, seed + SMALL_SEED, "", _tuned("stable_adamw")
+        )
+        for arm in ARMS.values():
+            if arm.tiled and small not in runs:
+                runs.append(small)
+            needs = _tuned(arm.optimizer) + ((small.name,) if arm.tiled else ())
+            runs.append(Run(f"{arm.name}-{seed}", arm, seed, "", needs))
+    return runs
+
+
+def _tuned(optimizer: str) -> tuple[str, ...]:
+    return tuple(run.name for run in tuning(optimizer))
+
+
+def last_evaluation(folder: Path) -> dict[str, Any] | None:
+    """Return the evaluation of a run that has ended, with its last `train` line's counters; None
+    where it has not."""
+    try:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    if not lines or lines[-1]["event"] != "end":
+        return None
+    last = {line["event"]: line for line in lines}
+    return {**last["eval"], "train": last["train"]}
+
+
+def loss(evaluation: dict[str, Any], kind: str = "") -> float:
+    """Return the mean loss over the held-out domains whose names begin with `kind`, each predicted
+    token counting once; without one, over those of whole documents."""
+    chosen = [
+        value
+        for name, value in evaluation["domains"].items()
+        if name != "all" and name.startswith("joined_") == bool(kind)
+    ]
+    predicted = sum(value["masked_tokens"] for value in chosen)
+    return sum(value["loss"] * value["masked_tokens"] for value in chosen) / predicted
+
+
+def best_lr(optimizer: str, folder: Path) -> str:
+    """Return the rate whose trial has ended lowest."""
+
+    def reached(run: Run) -> float:
+        evaluation = last_evaluation(folder / run.name)
+        assert evaluation, run.name
+        return loss(evaluation)
+
+    return min(tuning(optimizer), key=reached).lr
+
+
+def run_words(run: Run, folder: Path) -> list[str]:
+    """Return train.py's words for a run whose needs have ended."""
+    lr = run.lr or best_lr(run.arm.optimizer, folder)
+    weights = _tiled(folder, run.seed + SMALL_SEED) if run.arm.tiled else None
+    return words(run.arm, run.seed, lr, folder, run.name, weights)
+
+
+def _tiled(folder: Path, seed: int) -> Path:
+    """Return where the tiled weights of a small model lie."""
+    return folder / f"tiled-{seed}"
+
+
+def has_ended(run: Run, folder: Path) -> bool:
+    """Return whether a run is there and complete.
+
+    Raises UserError where it is, but of another recipe than the arm's now.
+    """
+    if last_evaluation(folder / run.name) is None:
+        return False
+    if run.arm is SMALL and not _tiled(folder, run.seed).exists():
+        return False
+    path, *overrides = run_words(run, folder)
+    recipe = dataclasses.asdict(load_recipe([path], overrides))
+    stored = yaml.safe_load((folder / run.name / "config.yaml").read_text())
+    differing = [key for key, value in recipe.items() if stored.get(key) != value]
+    if differing:
+        raise UserError(
+            f"{folder / run.name}: was trained with another {', '.join(differing)} than "
+            f"{run.arm.name} has now; delete it, or choose another --runs"
+        )
+    return True
+
+
+class Queue:
+    """Hands out runs in order, those whose needs have ended."""
+
+    def __init__(self, runs: Sequence[Run], folder: Path) -> None:
+        self._folder = folder
+        self._waiting = list(runs)
+        self._ended: set[str] = set()
+        self._failed: set[str] = set()
+        self._change = threading.Condition()
+
+    def next(self) -> Run | None:
+        """Return the next run to train, waiting for what it needs; None when there is none."""
+        with self._change:
+            while self._waiting:
+                self._waiting = [r for r in self._waiting if not self._failed & {*r.needs}]
+                ready = next((r for r in self._waiting if self._ended >= {*r.needs}), None)
+                if ready is None:
+                    self._change.wait(1.0)
+                    continue
+                self._waiting.remove(ready)
+                if not has_ended(ready, self._folder):
+                    return ready
+                self._ended.add(ready.name)
+            return None
+
+    def end(self, run: Run, code: int) -> None:
+        """Note that a run has ended, with an exit code."""
+        with self._change:
+            (self._failed if code else self._ended).add(run.name)
+            self._change.notify_all()
+
+
+def train_all(
+    runs: Sequence[Run], folder: Path, jobs: int, on_end: Callable[[Run, int], None]
+) -> int:
+    """Train what has not ended, `jobs` at a time; return how many have failed.
+
+    Calls `on_end` with each run and its exit code.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"  # read when the server of processes loads torch
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["restomod.train.builder"])
+    queue, lock, codes = Queue(runs, folder), threading.Lock(), []
+
+    def work() -> None:
+        while run := queue.next():
+            log = folder / "logs" / f"{run.name}.log"
+            log.parent.mkdir(parents=True, exist_ok=True)
+            process = context.Process(target=_train, args=(run, folder, log))
+            process.start()
+            process.join()
+            code = process.exitcode or 0
+            with lock:
+                codes.append(code)
+                on_end(run, code)
+            queue.end(run, code)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for worker in [pool.submit(work) for _ in range(jobs)]:
+            worker.result()
+    return sum(code != 0 for code in codes)
+
+
+def _train(run: Run, folder: Path, log: Path) -> None:
+    """Train one run; a process of its own, whose output goes to `log`."""
+    with log.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    from restomod.cli import train_main
+
+    code = train_main(run_words(run, folder))
+    if code == 0 and run.arm is SMALL:
+        from restomod.tools.convert import tile_model
+
+        tile_model(folder / run.name, _tiled(folder, run.seed), *SIZES)
+    sys.exit(code)
