@@ -19,6 +19,7 @@ from benchmarks.ablations import corpus, results
 from benchmarks.ablations.arms import SEEDS
 from benchmarks.ablations.runs import Run, all_runs, train_all
 from restomod.errors import UserError
+from restomod.units import parse_slots
 
 OUT = Path("benchmarks/results/ablations")
 
@@ -27,11 +28,12 @@ def main() -> int:
     """Return the exit code: 0, 1 where a run has failed, 2 for a mistake."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="default %(default)s")
+    parser.add_argument("--slots", default="1M", help="of a run (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of one thread")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--results-only", action="store_true", help="train nothing")
     arguments = parser.parse_args()
-    runs = all_runs([int(seed) for seed in arguments.seeds.split(",")])
+    runs = all_runs([int(s) for s in arguments.seeds.split(",")], parse_slots(arguments.slots))
     started, done = time.monotonic(), 0
 
     def on_end(run: Run, code: int) -> None:

@@ -15,12 +15,19 @@ from benchmarks.ablations.corpus import DOMAINS
 BASE = Path(__file__).with_name("base.yaml")
 SEEDS = (11, 12, 13)
 TUNING_SEED = 1
-RATES = ("6e-3", "12e-3")
+RATES = ("4e-3", "8e-3")
 """Learning rates that each optimizer is tried with, on a seed of its own."""
 OPTIMIZERS = ("stable_adamw", "adamw", "muon")
 SMALL_SEED = 1000
 """Added to an arm's seed for the small model that it starts from, which so reads the corpus in
 another order."""
+
+
+WARMUP, DECAY = 0.04, 0.4
+"""Shares of a run's slots."""
+SMALL_SHARE = 0.35
+"""Floating-point operations of the small model's token, as a share of the base's
+(`restomod.model.flops`)."""
 
 
 def _streams(section: str, kind: str, split: str) -> tuple[str, ...]:
@@ -51,6 +58,9 @@ class Arm:
     optimizer: str = "stable_adamw"
     tiled: bool = False
     """Whether it starts from the small model of its seed."""
+    slots: float = 1.0
+    """Length, as a share of the base's."""
+    decay: float = DECAY
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,10 @@ class Comparison:
     arms: tuple[str, ...]
 
 
-_MASK = "phases.pretrain.mask"
-_SCHEDULE = "phases.pretrain.schedule"
-# In the order in which a seed's runs are made: what time cuts off is at the end.
+_PHASE = "phases.pretrain"
+_MASK, _SCHEDULE = f"{_PHASE}.mask", f"{_PHASE}.schedule"
+END = "END"
+"""Stands for a run's slots in a change."""
 _ALL = (
     Arm("base", "the base", measures=ALSO_AT_30 + ALSO_JOINED),
     Arm("joined", "documents joined", _streams("data", "joined", "train"), ALSO_JOINED),
@@ -73,7 +84,7 @@ _ALL = (
     Arm(
         "mask_30_to_15",
         "mask 30 to 15 %, in a straight line",
-        (f"{_MASK}.later=[{{at: 1024K, rate: 0.15}}]", f"{_MASK}.between=linear"),
+        (f"{_MASK}.later=[{{at: {END}, rate: 0.15}}]", f"{_MASK}.between=linear"),
         ALSO_AT_30,
     ),
     Arm("linear", "linear decay", (f"{_SCHEDULE}.decay_shape=linear",)),
@@ -86,22 +97,20 @@ _ALL = (
     Arm("cut", "documents cut beforehand", _streams("data", "cut", "train"), ALSO_JOINED),
     Arm(
         "cosine_whole",
-        "cosine over all of the run",
-        (f"{_SCHEDULE}.decay_shape=cosine", f"{_SCHEDULE}.decay=984K"),
+        "cosine from the warm-up's end",
+        (f"{_SCHEDULE}.decay_shape=cosine",),
+        decay=1 - WARMUP,
     ),
     Arm(
         "tiled_equal",
         "tiled, with the small model as much computation",
-        # 1,024K less the 35 % of a token's floating-point operations that the small model takes.
-        (
-            "init.log_unigram_bias=false",
-            "phases.pretrain.slots=670K",
-            f"{_SCHEDULE}.warmup=26K",
-            f"{_SCHEDULE}.decay=262K",
-        ),
+        ("init.log_unigram_bias=false",),
         tiled=True,
+        slots=1 - SMALL_SHARE,
     ),
 )
+LAST = ("every_2nd", "cut", "cosine_whole", "tiled_equal")
+"""Arms that are trained when all seeds of the others are."""
 ARMS = {arm.name: arm for arm in _ALL}
 COMPARISONS = (
     Comparison("packing", "Rows of isolated or of joined documents", ("base", "joined", "cut")),
@@ -125,17 +134,27 @@ SMALL = Arm(
 
 
 def words(
-    arm: Arm, seed: int, lr: str, runs: Path, name: str, weights: Path | None = None
+    arm: Arm,
+    seed: int,
+    slots: int,
+    lr: str,
+    folder: Path,
+    name: str,
+    weights: Path | None = None,
 ) -> list[str]:
-    """Return what train.py takes for a run of an arm, from `weights` where it does not start from
-    nothing."""
+    """Return what train.py takes for a run of an arm in runs folder `folder`, where the base trains
+    on so many slots; from `weights` where it does not start from nothing."""
+    slots = round(arm.slots * slots)
     return [
         str(BASE),
-        *arm.changes,
+        f"{_PHASE}.slots={slots}",
+        f"{_SCHEDULE}.warmup={round(WARMUP * slots)}",
+        f"{_SCHEDULE}.decay={round(arm.decay * slots)}",
+        *(change.replace(END, str(slots)) for change in arm.changes),
         *arm.measures,
         *([f"init.weights={weights}"] if weights else []),
         f"optimizer.lr={lr}",
         f"seed={seed}",
-        f"runs_dir={runs}",
+        f"runs_dir={folder}",
         f"run_name={name}",
     ]

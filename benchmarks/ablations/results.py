@@ -58,7 +58,7 @@ def rows(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
         found.append(
             {
                 "run": run.name,
-                "arm": "tuning" if run.lr else run.arm.name,
+                "arm": "tuning" if run.name.startswith("tune-") else run.arm.name,
                 "seed": run.seed,
                 "lr": lr_of(folder / run.name),
                 "slots": evaluation["tokens"],

@@ -23,6 +23,7 @@ import yaml
 
 from benchmarks.ablations.arms import (
     ARMS,
+    LAST,
     OPTIMIZERS,
     RATES,
     SMALL,
@@ -45,35 +46,41 @@ class Run:
     name: str
     arm: Arm
     seed: int
+    slots: int
+    """The base's; an arm may train on fewer."""
     lr: str = ""
     """Empty: the best of its optimizer's."""
     needs: tuple[str, ...] = ()
 
 
-def tuning(optimizer: str) -> list[Run]:
+def tuning(optimizer: str, slots: int) -> list[Run]:
     """Return the runs that decide an optimizer's learning rate: of the first arm that has it."""
     first = next(arm for arm in ARMS.values() if arm.optimizer == optimizer)
     arm = dataclasses.replace(first, measures=())
-    return [Run(f"tune-{optimizer}-{lr}", arm, TUNING_SEED, lr) for lr in RATES]
+    return [Run(f"tune-{optimizer}-{lr}", arm, TUNING_SEED, slots, lr) for lr in RATES]
 
 
-def all_runs(seeds: Sequence[int]) -> list[Run]:
-    """Return every run in the order in which they begin: the rates, then seed by seed."""
-    runs = [run for optimizer in OPTIMIZERS for run in tuning(optimizer)]
-    for seed in seeds:
-        small = Run(
-            f"small-{seed + SMALL_SEED}", SMALL, seed + SMALL_SEED, "", _tuned("stable_adamw")
-        )
-        for arm in ARMS.values():
-            if arm.tiled and small not in runs:
-                runs.append(small)
-            needs = _tuned(arm.optimizer) + ((small.name,) if arm.tiled else ())
-            runs.append(Run(f"{arm.name}-{seed}", arm, seed, "", needs))
+def all_runs(seeds: Sequence[int], slots: int) -> list[Run]:
+    """Return every run in the order in which they begin: the rates, then seed by seed, the arms of
+    `LAST` at the end."""
+    tunings = {optimizer: tuning(optimizer, slots) for optimizer in OPTIMIZERS}
+    runs = [run for of_optimizer in tunings.values() for run in of_optimizer]
+    for last in (False, True):
+        for seed in seeds:
+            other = seed + SMALL_SEED
+            small = Run(f"small-{other}", SMALL, other, slots, "", _names(tunings["stable_adamw"]))
+            for arm in ARMS.values():
+                if (arm.name in LAST) != last:
+                    continue
+                if arm.tiled and small not in runs:
+                    runs.append(small)
+                needs = _names(tunings[arm.optimizer]) + ((small.name,) if arm.tiled else ())
+                runs.append(Run(f"{arm.name}-{seed}", arm, seed, slots, "", needs))
     return runs
 
 
-def _tuned(optimizer: str) -> tuple[str, ...]:
-    return tuple(run.name for run in tuning(optimizer))
+def _names(runs: Sequence[Run]) -> tuple[str, ...]:
+    return tuple(run.name for run in runs)
 
 
 def last_evaluation(folder: Path) -> dict[str, Any] | None:
@@ -101,7 +108,7 @@ def loss(evaluation: dict[str, Any], kind: str = "") -> float:
     return sum(value["loss"] * value["masked_tokens"] for value in chosen) / predicted
 
 
-def best_lr(optimizer: str, folder: Path) -> str:
+def best_lr(optimizer: str, slots: int, folder: Path) -> str:
     """Return the rate whose trial has ended lowest."""
 
     def reached(run: Run) -> float:
@@ -109,14 +116,14 @@ def best_lr(optimizer: str, folder: Path) -> str:
         assert evaluation, run.name
         return loss(evaluation)
 
-    return min(tuning(optimizer), key=reached).lr
+    return min(tuning(optimizer, slots), key=reached).lr
 
 
 def run_words(run: Run, folder: Path) -> list[str]:
     """Return train.py's words for a run whose needs have ended."""
-    lr = run.lr or best_lr(run.arm.optimizer, folder)
+    lr = run.lr or best_lr(run.arm.optimizer, run.slots, folder)
     weights = _tiled(folder, run.seed + SMALL_SEED) if run.arm.tiled else None
-    return words(run.arm, run.seed, lr, folder, run.name, weights)
+    return words(run.arm, run.seed, run.slots, lr, folder, run.name, weights)
 
 
 def _tiled(folder: Path, seed: int) -> Path:
