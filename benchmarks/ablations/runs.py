@@ -169,7 +169,8 @@ class Queue:
                 self._waiting = [r for r in self._waiting if not self._failed & {*r.needs}]
                 ready = next((r for r in self._waiting if self._ended >= {*r.needs}), None)
                 if ready is None:
-                    self._change.wait(1.0)
+                    if self._waiting:
+                        self._change.wait()
                     continue
                 self._waiting.remove(ready)
                 if not has_ended(ready, self._folder):
