@@ -11,6 +11,7 @@ was trained already is kept in runs/ablations, so that the same command goes on.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.ablations import corpus, results
 from benchmarks.ablations.arms import SEEDS
 from benchmarks.ablations.runs import Run, all_runs, train_all
 from restomod.errors import UserError
+from restomod.train.stopping import REQUEUE_CODE
 from restomod.units import parse_slots
 
 OUT = Path("benchmarks/results/ablations")
@@ -40,10 +42,11 @@ def main() -> int:
         nonlocal done
         done += 1
         minutes = (time.monotonic() - started) / 60
-        state = "failed, see its log" if code else "done"
+        state = {0: "done", REQUEUE_CODE: "stopped"}.get(code, "failed, see its log")
         print(f"{minutes:5.1f} min  {run.name}: {state} ({done} so far)", flush=True)
         results.write_tables(runs, arguments.runs, OUT)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failed = 0
         if not arguments.results_only:
@@ -53,6 +56,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
     print((OUT / "table.md").read_text())
     return int(failed > 0)
 

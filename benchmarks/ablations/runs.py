@@ -23,11 +23,8 @@ import yaml
 
 from benchmarks.ablations.arms import (
     ARMS,
-    LAST,
-    OPTIMIZERS,
     RATES,
     SMALL,
-    SMALL_SEED,
     TUNING_SEED,
     Arm,
     words,
@@ -61,22 +58,25 @@ def tuning(optimizer: str, slots: int) -> list[Run]:
 
 
 def all_runs(seeds: Sequence[int], slots: int) -> list[Run]:
-    """Return every run in the order in which they begin: the rates, then seed by seed, the arms of
-    `LAST` at the end."""
-    tunings = {optimizer: tuning(optimizer, slots) for optimizer in OPTIMIZERS}
-    runs = [run for of_optimizer in tunings.values() for run in of_optimizer]
-    for last in (False, True):
+    """Return every run in the order in which they begin: arm by arm, each with all seeds, so that
+    what there is when time runs out are whole comparisons."""
+    runs: list[Run] = []
+    for arm in ARMS.values():
+        tunings = tuning(arm.optimizer, slots)
+        needs = _names(tunings)
+        runs += [run for run in tunings if run not in runs]
+        smalls = [Run(f"small-{n}", SMALL, n, slots, "", needs) for n in map(small_seed, seeds)]
+        runs += [run for run in smalls if arm.tiled and run not in runs]
         for seed in seeds:
-            other = seed + SMALL_SEED
-            small = Run(f"small-{other}", SMALL, other, slots, "", _names(tunings["stable_adamw"]))
-            for arm in ARMS.values():
-                if (arm.name in LAST) != last:
-                    continue
-                if arm.tiled and small not in runs:
-                    runs.append(small)
-                needs = _names(tunings[arm.optimizer]) + ((small.name,) if arm.tiled else ())
-                runs.append(Run(f"{arm.name}-{seed}", arm, seed, slots, "", needs))
+            more = (f"small-{small_seed(seed)}",) if arm.tiled else ()
+            runs.append(Run(f"{arm.name}-{seed}", arm, seed, slots, "", needs + more))
     return runs
+
+
+def small_seed(seed: int) -> int:
+    """Return the seed of the small model from which a run of `seed` starts: another one, so that
+    the two read the corpus in different orders."""
+    return seed + 1000
 
 
 def _names(runs: Sequence[Run]) -> tuple[str, ...]:
@@ -122,7 +122,7 @@ def best_lr(optimizer: str, slots: int, folder: Path) -> str:
 def run_words(run: Run, folder: Path) -> list[str]:
     """Return train.py's words for a run whose needs have ended."""
     lr = run.lr or best_lr(run.arm.optimizer, run.slots, folder)
-    weights = _tiled(folder, run.seed + SMALL_SEED) if run.arm.tiled else None
+    weights = _tiled(folder, small_seed(run.seed)) if run.arm.tiled else None
     return words(run.arm, run.seed, run.slots, lr, folder, run.name, weights)
 
 
@@ -138,7 +138,7 @@ def has_ended(run: Run, folder: Path) -> bool:
     """
     if last_evaluation(folder / run.name) is None:
         return False
-    if run.arm is SMALL and not _tiled(folder, run.seed).exists():
+    if run.arm == SMALL and not _tiled(folder, run.seed).exists():
         return False
     path, *overrides = run_words(run, folder)
     recipe = dataclasses.asdict(load_recipe([path], overrides))
@@ -178,6 +178,12 @@ class Queue:
                 self._ended.add(ready.name)
             return None
 
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        with self._change:
+            self._waiting.clear()
+            self._change.notify_all()
+
     def end(self, run: Run, code: int) -> None:
         """Note that a run has ended, with an exit code."""
         with self._change:
@@ -197,23 +203,39 @@ def train_all(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["restomod.train.builder"])
     queue, lock, codes = Queue(runs, folder), threading.Lock(), []
+    running: dict[str, Any] = {}
+
+    def train(run: Run) -> None:
+        log = folder / "logs" / f"{run.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        process = running[run.name] = context.Process(target=_train, args=(run, folder, log))
+        process.start()
+        process.join()
+        del running[run.name]
+        code = process.exitcode or 0
+        with lock:
+            codes.append(code)
+            on_end(run, code)
+        queue.end(run, code)
 
     def work() -> None:
-        while run := queue.next():
-            log = folder / "logs" / f"{run.name}.log"
-            log.parent.mkdir(parents=True, exist_ok=True)
-            process = context.Process(target=_train, args=(run, folder, log))
-            process.start()
-            process.join()
-            code = process.exitcode or 0
-            with lock:
-                codes.append(code)
-                on_end(run, code)
-            queue.end(run, code)
+        try:
+            while run := queue.next():
+                train(run)
+        except BaseException:
+            queue.stop()
+            raise
 
     with ThreadPoolExecutor(jobs) as pool:
-        for worker in [pool.submit(work) for _ in range(jobs)]:
-            worker.result()
+        workers = [pool.submit(work) for _ in range(jobs)]
+        try:
+            for worker in workers:
+                worker.result()
+        except BaseException:  # also Ctrl-C: runs save, and go on another time
+            queue.stop()
+            for process in list(running.values()):
+                process.terminate()
+            raise
     return sum(code != 0 for code in codes)
 
 
@@ -225,7 +247,7 @@ def _train(run: Run, folder: Path, log: Path) -> None:
     from restomod.cli import train_main
 
     code = train_main(run_words(run, folder))
-    if code == 0 and run.arm is SMALL:
+    if code == 0 and run.arm == SMALL:
         from restomod.tools.convert import tile_model
 
         tile_model(folder / run.name, _tiled(folder, run.seed), *SIZES)

@@ -103,7 +103,6 @@ def test_schedules_follow_the_length_of_a_run(tmp_path):
 
 def test_comparisons_name_arms_and_every_arm_is_compared():
     assert {name for comparison in COMPARISONS for name in comparison.arms} == set(ARMS)
-    assert set(arms.LAST) < set(ARMS)
 
 
 def test_documents_are_joined_in_whole_with_separators_between():
@@ -119,15 +118,25 @@ def test_documents_are_joined_in_whole_with_separators_between():
     assert all(np.unique(piece).size == 1 for piece in cut(documents, 4))
 
 
-def test_runs_wait_for_what_they_need_and_fall_away_with_it(tmp_path):
-    queue = runs.Queue(runs.all_runs([11], SLOTS)[:7], tmp_path)
-    tunings = [queue.next() for _ in range(6)]
-    names = [run.name for run in tunings]
-    assert names[:2] == ["tune-stable_adamw-4e-3", "tune-stable_adamw-8e-3"]
-    assert len({*names}) == 6
+def test_runs_come_after_what_they_need_and_each_once():
+    order = [run.name for run in runs.all_runs([11, 12], SLOTS)]
+    assert len({*order}) == len(order) == 9 + 2 * (len(ARMS) + 1)
+    rates = [f"tune-stable_adamw-{rate}" for rate in arms.RATES]
+    assert order[:5] == [*rates, "base-11", "base-12"]
+    for run in runs.all_runs([11, 12], SLOTS):
+        assert all(order.index(need) < order.index(run.name) for need in run.needs)
+
+
+def test_a_run_waits_for_what_it_needs_and_falls_away_with_it(tmp_path):
+    tunings = runs.tuning("muon", SLOTS)
+    needs = tuple(run.name for run in tunings)
+    muon = runs.Run("muon-11", ARMS["muon"], 11, SLOTS, "", needs)
+    queue = runs.Queue([muon, *tunings], tmp_path)
+    assert [queue.next() for _ in tunings] == tunings
+    queue.end(tunings[2], 0)
     queue.end(tunings[0], 0)
     queue.end(tunings[1], 1)
-    assert queue.next() is None  # base-11 needs both rates
+    assert queue.next() is None
 
 
 def write_run(folder, run: runs.Run, loss: float) -> None:
@@ -145,7 +154,7 @@ def write_run(folder, run: runs.Run, loss: float) -> None:
 
 
 def test_an_arm_has_the_rate_that_ended_lowest_and_is_not_trained_again(tmp_path):
-    for run, loss in zip(runs.tuning("muon", SLOTS), (4.5, 4.4), strict=True):
+    for run, loss in zip(runs.tuning("muon", SLOTS), (4.5, 4.6, 4.4), strict=True):
         write_run(tmp_path / run.name, run, loss)
     muon = runs.Run("muon-11", ARMS["muon"], 11, SLOTS)
     assert "optimizer.lr=8e-3" in runs.run_words(muon, tmp_path)
@@ -153,7 +162,7 @@ def test_an_arm_has_the_rate_that_ended_lowest_and_is_not_trained_again(tmp_path
     write_run(tmp_path / muon.name, muon, 4.3)
     assert runs.has_ended(muon, tmp_path)
     assert [row["arm"] for row in results.rows([muon, *runs.tuning("muon", SLOTS)], tmp_path)] == [
-        "muon", "tuning", "tuning",
+        "muon", "tuning", "tuning", "tuning",
     ]  # fmt: skip
     longer = dataclasses.replace(muon, slots=2 * SLOTS)
     with pytest.raises(UserError, match="another phases than muon has now"):
