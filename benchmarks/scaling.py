@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python benchmarks/scaling.py measure --ranks 1,2,4
 
 `simulate` prints step time, communication and efficiency of ModernBERT's two sizes on 8 to 1,024
-GPUs, from measured speed of one GPU and stated bandwidths (`restomod/tools/scaling_model.py`): what
+GPUs, from measured speed of one GPU and stated bandwidths (`restomod/tools/plan/scaling.py`): what
 to expect, not what was seen. The global batch is the recipes', whatever the number of GPUs.
 
 `measure` trains a recipe (`make demo` provides the default's data) with gloo ranks on this machine,
@@ -33,7 +33,7 @@ from typing import Any
 
 from restomod.config import ModelConfig, Recipe
 from restomod.model.memory import FLOAT32, parameters
-from restomod.tools.scaling_model import (
+from restomod.tools.plan.scaling import (
     BACKWARD,
     BUCKET_BYTES,
     OPTIMIZER_BYTES,

@@ -15,7 +15,7 @@ from restomod.config import ModelConfig
 from restomod.gpus import gpu_named
 from restomod.model.flops import attention_flops_per_token, linear_flops_per_token
 from restomod.model.memory import FLOAT32, parameters
-from restomod.tools.scaling_model import Cluster, simulate, workload
+from restomod.tools.plan.scaling import Cluster, simulate, workload
 
 GPUS = (64, 512)
 VOCABULARY = 50_368

@@ -30,7 +30,7 @@ from restomod.errors import UserError
 from restomod.recipe import check_world, load_recipe
 from restomod.strict import split_words
 from restomod.timeline import Timeline
-from restomod.train.ledger import FILE as LEDGER
+from restomod.train.faults.ledger import FILE as LEDGER
 from tests.chaos_faults import Fault, possible_kinds
 from tests.conftest import metrics  # which gives each rank one thread
 from tests.integration.test_resume import exactly

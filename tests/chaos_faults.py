@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 
 from restomod.config import Recipe
-from restomod.train.manifest import MANIFEST, STATE, checkpoint_folder
-from restomod.train.stopping import REQUEUE, REQUEUE_CODE, STOP
+from restomod.train.checkpoints.manifest import MANIFEST, STATE, checkpoint_folder
+from restomod.train.faults.stopping import REQUEUE, REQUEUE_CODE, STOP
 from tests.ordeal import LIMIT_S, Broken, Ordeal, Outcome, linkable
 from tests.small_disk import SmallDisk
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restomod.config import Recipe
-from restomod.train.manifest import MANIFEST, checkpoint_folder, local_steps, verify
-from restomod.train.resume import REJECTED
+from restomod.train.checkpoints.manifest import MANIFEST, checkpoint_folder, local_steps, verify
+from restomod.train.checkpoints.resume import REJECTED
 from tests.conftest import metrics
 from tests.ranks import Ranks
 from tests.small_disk import SmallDisk

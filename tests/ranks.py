@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from restomod.train.stopping import REQUEUE_CODE
+from restomod.train.faults.stopping import REQUEUE_CODE
 
 GRACE_S = 30.0
 """Between SIGTERM and SIGKILL for ranks of which another has failed: torchrun's."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from restomod import commands
 from restomod.errors import UserError
 from restomod.interrupts import Stopped
+from restomod.train.faults.stopping import REQUEUE_CODE
 from restomod.train.launch import leave_code
-from restomod.train.stopping import REQUEUE_CODE
 from restomod.units import positive
 from restomod.vectors import command as embed_command
 

@@ -66,8 +66,8 @@ def read_recipe(words: Sequence[str], world_size: int, node_ranks: int) -> Recip
 def train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
-    from restomod.train.manifest import newest_step
-    from restomod.train.stopping import (
+    from restomod.train.checkpoints.manifest import newest_step
+    from restomod.train.faults.stopping import (
         Stopper,
         StopRequested,
         exit_code,
@@ -126,14 +126,14 @@ def prepare(arguments: argparse.Namespace) -> int:
 def plan(arguments: argparse.Namespace) -> int:
     from restomod.recipe import load_recipe
     from restomod.strict import split_words
-    from restomod.tools.plan import make_plan
-    from restomod.tools.plan_parts import target
+    from restomod.tools.plan.parts import target
+    from restomod.tools.plan.plan import make_plan
 
     aim = target(arguments, NODE_RANKS)
     plan = make_plan(load_recipe(*split_words(arguments.recipe)), aim)
     sys.stdout.write(plan.text())
     if arguments.html:
-        from restomod.tools.plan_page import write_page
+        from restomod.tools.plan.page import write_page
 
         write_page(plan, arguments.html)
         sys.stdout.write(f"{arguments.html}\n")
@@ -222,7 +222,7 @@ def average(arguments: argparse.Namespace) -> int:
 
 def export(arguments: argparse.Namespace) -> int:
     _set_up_process()
-    from restomod.tools.export import export_run
+    from restomod.tools.export.export import export_run
 
     sys.stdout.write(
         export_run(arguments.run, arguments.out, arguments.step, arguments.onnx, arguments.card)
@@ -266,7 +266,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         if rank == 0:
             raise
         problem = str(error)  # which rank 0 tells, with the node's name
-    from restomod.tools.doctor import doctor
+    from restomod.tools.doctor.doctor import doctor
 
     def write(text: str) -> None:  # at once: a launcher kills rank 0 when another rank has ended
         sys.stdout.write(text)
@@ -327,7 +327,7 @@ def launch(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from restomod.tools.reports import report
+    from restomod.tools.report.report import report
 
     sys.stdout.write(f"{report(arguments.run, arguments.out)}\n")
     return 0

@@ -1,6 +1,7 @@
 """The schema of a recipe: a dataclass for each section, with every default usable on a CPU.
 
-`restomod.recipe` fills it from YAML; everything else reads it. Imports no torch.
+`restomod.recipe` fills it from YAML; everything else reads it. Imports no torch. One long file on
+purpose: all keys of a recipe, to be read from the first to the last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""How recipes and commands write numbers: token slots (50B), durations (23h30m), counts."""
+"""How recipes and commands write numbers (token slots, 50B; durations, 23h30m; counts), and how
+pages and terminals show seconds."""
 
 from __future__ import annotations
 
@@ -35,6 +36,19 @@ def parse_duration(text: str | int) -> float:
         raise ValueError(f"`{text}` is not a time such as 45s, 30m or 23h30m")
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def duration(seconds: float) -> str:
+    """Write seconds with the two units that matter: 3 d 4 h, 2 h 05 min, 41 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.3g} s" if seconds < 10 else f"{whole} s"
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if minutes < 60:
+        return f"{minutes} min {whole % 60:02d} s"
+    if hours < 48:
+        return f"{hours} h {minutes % 60:02d} min"
+    return f"{days} d {hours % 24:02d} h"
 
 
 def positive(text: str) -> int:

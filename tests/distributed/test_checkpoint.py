@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from restomod import load_model
-from restomod.train.manifest import newest_checkpoint, verify
+from restomod.train.checkpoints.manifest import newest_checkpoint, verify
 from tests.conftest import metrics
 
 

@@ -39,19 +39,19 @@ def _other_version():
 
 
 def _silent_while_measuring():
-    from restomod.tools import doctor
+    from restomod.tools.doctor import doctor
 
     doctor.measure = lambda *_: time.sleep(600)
 
 
 def _silent_in_the_network():
-    from restomod.train import bandwidth
+    from restomod.tools.doctor import bandwidth
 
     bandwidth._exchange = lambda *_: time.sleep(600)
 
 
 def _wrong_values():
-    from restomod.train import bandwidth
+    from restomod.tools.doctor import bandwidth
 
     measure = bandwidth._fastest
     bandwidth._fastest = lambda where, prepare, action: measure(
@@ -60,7 +60,7 @@ def _wrong_values():
 
 
 def _late_clock():
-    import restomod.tools.doctor as doctor
+    import restomod.tools.doctor.doctor as doctor
 
     class Late:
         def __getattr__(self, name):
@@ -73,7 +73,7 @@ def _late_clock():
 
 
 def _no_shared_folder():
-    from restomod.tools import doctor
+    from restomod.tools.doctor import doctor
 
     doctor._sees = lambda token: False
 

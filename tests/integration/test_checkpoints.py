@@ -5,7 +5,7 @@ import json
 import pytest
 
 from restomod import load_model
-from restomod.train.manifest import newest_checkpoint
+from restomod.train.checkpoints.manifest import newest_checkpoint
 from tests.conftest import metrics
 
 

@@ -16,9 +16,9 @@ from restomod.data.lanes import Lane
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.train.builder import prepare_run, train
-from restomod.train.ledger import Ledger
+from restomod.train.faults.ledger import Ledger
+from restomod.train.faults.stopping import Stopper, StopRequested
 from restomod.train.module import TrainedModel
-from restomod.train.stopping import Stopper, StopRequested
 from tests.conftest import Tiny, metrics
 from tests.integration.test_resume import exactly
 

@@ -11,14 +11,14 @@ import torch
 
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
-from restomod.train.manifest import FORMAT, checkpoint_folder
-from restomod.train.saving import Snapshot, write_checkpoint
+from restomod.train.checkpoints.manifest import FORMAT, checkpoint_folder
+from restomod.train.checkpoints.saving import Snapshot, write_checkpoint
 
 CONFIG = EncoderConfig(
     layers=16, hidden_size=512, heads=8, intermediate_size=768, decoder_bias=False
 )
 EXPORT = """
-from restomod.tools.export import export_run
+from restomod.tools.export.export import export_run
 export_run(Path(sys.argv[1]) / "run")
 """
 AVERAGE = """
@@ -30,7 +30,7 @@ average_run(run, Recipe(run_name="run"), run / "averaged", last=2)
 MEASURE = """
 import sys
 from pathlib import Path
-import restomod.tools.average, restomod.tools.export, torch.distributed.checkpoint
+import restomod.tools.average, restomod.tools.export.export, torch.distributed.checkpoint
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 MaskedLM(EncoderConfig(layers=2, hidden_size=32, heads=2, intermediate_size=48, vocab_size=64))

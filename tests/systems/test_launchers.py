@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from restomod.train.manifest import newest_checkpoint
+from restomod.train.checkpoints.manifest import newest_checkpoint
 from tests.conftest import Tiny, Trainings, metrics
 from tests.integration.test_resume import exactly
 

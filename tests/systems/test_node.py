@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from restomod.train.manifest import newest_checkpoint
+from restomod.train.checkpoints.manifest import newest_checkpoint
 from tests.conftest import Tiny, Trainings, metrics
 from tests.integration.test_resume import exactly
 from tests.ranks import free_port

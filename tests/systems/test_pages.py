@@ -15,14 +15,14 @@ from restomod.prepare.card import write_card
 from restomod.recipe import load_recipe
 from restomod.sweep.page import write_sweep_page
 from restomod.sweep.study import Trial
-from restomod.tools import plan_page
-from restomod.tools.plan import make_plan
-from restomod.tools.plan_parts import Target
-from restomod.tools.reports import report
+from restomod.tools.plan import page as plan_page
+from restomod.tools.plan.parts import Target
+from restomod.tools.plan.plan import make_plan
+from restomod.tools.report.report import report
 from tests.conftest import Tiny
 from tests.unit.prepare.test_card import MANIFEST
 from tests.unit.sweep.test_page import SWEEP, TRIALS, trial
-from tests.unit.tools.test_report import CONFIG, eval_line, run_folder, train_line
+from tests.unit.tools.report.test_run import CONFIG, eval_line, run_folder, train_line
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(

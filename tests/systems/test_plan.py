@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from restomod.config import ModelConfig, Recipe
-from restomod.tools.plan_checkpoints import checkpoint_bytes
+from restomod.tools.plan.checkpoints import checkpoint_bytes
 from tests.conftest import metrics
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 RUN = """
 import json, re, sys, time
 from restomod.cli import train_main
-from restomod.train.metrics import StepMetrics
+from restomod.train.step_metrics import StepMetrics
 ends, batch_end = [], StepMetrics.batch_end
 def timed(self, *arguments):
     ends.append(time.process_time())
@@ -32,9 +32,9 @@ import json, sys
 from restomod.data.tokenizer import load_tokenizer
 from restomod.model.memory import phase_memory
 from restomod.recipe import load_recipe
-from restomod.tools.plan import make_plan
-from restomod.tools.plan_memory import resident
-from restomod.tools.plan_parts import Target
+from restomod.tools.plan.plan import make_plan
+from restomod.tools.plan.memory import resident
+from restomod.tools.plan.parts import Target
 
 recipe = load_recipe([sys.argv[1]], sys.argv[2:])
 plan = make_plan(recipe, Target(1, 1))

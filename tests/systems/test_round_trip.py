@@ -10,8 +10,8 @@ from restomod import save_transformers
 from restomod.data.tokenizer import load_tokenizer
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
-from restomod.tools.export import export_run
-from restomod.tools.export_onnx import compare
+from restomod.tools.export.export import export_run
+from restomod.tools.export.onnx_graph import compare
 from restomod.vectors.texts import TextEncoder
 from tests.conftest import documents
 

@@ -13,7 +13,7 @@ from restomod.data import files
 from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
 from restomod.recipe import load_recipe
-from restomod.train.store import Store
+from restomod.train.checkpoints.store import Store
 from tests.conftest import metrics
 from tests.integration.test_resume import exactly
 from tests.s3 import BUCKET, ENVIRONMENT, s3, server  # noqa: F401

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from restomod.train.manifest import newest_checkpoint
+from restomod.train.checkpoints.manifest import newest_checkpoint
 from tests.conftest import Tiny, metrics
 from tests.integration.test_resume import exactly
 from tests.slurm import Slurm, programs, until

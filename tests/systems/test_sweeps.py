@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from restomod.sweep.run import run_sweep
-from restomod.tools.metrics_log import read_log
+from restomod.tools.record.metrics_log import read_log
 from tests.conftest import Tiny, metrics
 from tests.integration.test_resume import exactly
 from tests.ranks import fork_server, train_in_child

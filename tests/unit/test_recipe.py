@@ -237,7 +237,9 @@ def test_slots_that_are_none(text):
 def test_every_option_has_a_reader():
     """Each field of the schema is read by something other than the checks of it."""
     sources = "".join(
-        path.read_text() for path in (ROOT / "src").rglob("*.py") if path.name != "recipe.py"
+        path.read_text()
+        for path in (ROOT / "src").rglob("*.py")
+        if path.name not in ("recipe.py", "impossible.py")
     )
     sections = [kind for name, kind in vars(config).items() if name.endswith("Config")]
     assert len(sections) > 14

@@ -18,8 +18,8 @@ from restomod.errors import UserError
 from restomod.eval.fill_mask import guess, hidden_words
 from restomod.eval.probe import Probe
 from restomod.model.encoder import MaskedLM
-from restomod.tools.export import how_to_load
-from restomod.tools.report import write_report
+from restomod.tools.export.export import how_to_load
+from restomod.tools.report.run import write_report
 from restomod.tools.runs import load_model, run_recipe
 from restomod.train.evaluation import MAIN, evaluate, heldout_batches, views
 from restomod.train.initial import unigram

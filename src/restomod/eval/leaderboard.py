@@ -10,9 +10,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from restomod.tools.charts import Line, Plot, si, svg, x_axis
-from restomod.tools.markup import table
-from restomod.tools.pages import Page, Part, write_page
+from restomod.tools.pages.charts import Line, Plot, si, svg, x_axis
+from restomod.tools.pages.frame import Page, Part, write_page
+from restomod.tools.pages.markup import table
 
 COLOURS = 8
 RANDOM = "random init"

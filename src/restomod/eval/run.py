@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +41,14 @@ from restomod.eval.suite import Suite, SuiteTask
 from restomod.eval.tasks import run_classification, run_retrieval
 from restomod.eval.treatments import probe, whitening
 from restomod.harvest.installed import find_sources
+from restomod.provenance import versions
 from restomod.tools.runs import run_of
-from restomod.train.manifest import checkpoint_folder, local_steps, read_manifest, verify
+from restomod.train.checkpoints.manifest import (
+    checkpoint_folder,
+    local_steps,
+    read_manifest,
+    verify,
+)
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +132,7 @@ def run_suite(request: Request) -> str:
         "models": [{"name": m.name, "path": str(m.path), "slots": m.slots} for m in models],
         "systems": {system.name: system.about for system in contestants.systems},
         "tasks": {key: summarise(task, name) for key, task in tasks.items()},
-        "versions": versions(),
+        "versions": versions(LIBRARIES),
         "seconds": round(time.monotonic() - started, 1),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -172,17 +176,6 @@ def slots_of(path: Path) -> int | None:
     except OSError:
         return None
     return None if problem else manifest.get("slots")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what decides scores, of what is installed of it."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _baseline_model(request: Request, suite: Suite, models: Sequence[Model]) -> Model | None:

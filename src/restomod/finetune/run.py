@@ -14,7 +14,6 @@ import shutil
 import statistics
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,8 @@ from restomod.finetune.config import FinetuneConfig
 from restomod.finetune.data import require
 from restomod.interrupts import Interrupts
 from restomod.prepare.atomic import read_json, write_json
-from restomod.train.manifest import newest_checkpoint
+from restomod.provenance import versions
+from restomod.train.checkpoints.manifest import newest_checkpoint
 
 if TYPE_CHECKING:
     from restomod.finetune.tasks import Task
@@ -250,7 +250,7 @@ def _results(
         "data": {**task.facts, "digest": task.digest},
         "command": command,
         "device": "cuda" if require("torch").cuda.is_available() else "cpu",
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": versions(LIBRARIES),
         "config": dataclasses.asdict(config),
     }
 

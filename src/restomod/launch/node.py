@@ -28,8 +28,8 @@ import psutil
 
 from restomod.errors import UserError
 from restomod.launch.record import record_start
+from restomod.train.faults.stopping import REQUEUE, REQUEUE_CODE, read_requeue
 from restomod.train.launch import EXIT_CODE
-from restomod.train.stopping import REQUEUE, REQUEUE_CODE, read_requeue
 from restomod.units import parse_duration
 
 log = logging.getLogger("restomod.launch")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from restomod.errors import UserError
+from restomod.impossible import VARIABLE
 from restomod.launch.words import (
     HOST,
     IMAGE,
@@ -23,7 +24,6 @@ from restomod.launch.words import (
     is_secret,
     unprintable,
 )
-from restomod.recipe import VARIABLE
 from restomod.strict import load_strict
 from restomod.units import parse_duration
 

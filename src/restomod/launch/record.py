@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import re
 import socket
-import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from restomod.launch.words import is_secret
+from restomod.provenance import changed_files, git, versions
 
 KEPT = re.compile(
     "(NCCL|GLOO|TORCH|CUDA|OMP|FI|UCX|SLURM|KUBERNETES|JOB|SKYPILOT|RESTOMOD|PYTHON|HF|TRITON).*"
@@ -38,8 +36,7 @@ def record_start(
         "words": list(words),
         "command": list(command),
         "git": git_state(Path.cwd()) or {"commit": environment.get("RESTOMOD_COMMIT", "")},
-        "python": platform.python_version(),
-        "packages": {p.name: p.version for p in metadata.distributions() if p.name in PACKAGES},
+        "versions": versions(PACKAGES),
         "environment": kept(environment),
     }
     with (folder / "starts.jsonl").open("a") as file:
@@ -60,14 +57,13 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
     The changes themselves are not kept: a secret may be among them.
     """
-    commit = _git(folder, "rev-parse", "HEAD")
-    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    difference = _git(folder, "diff", "HEAD")
-    if commit is None or changed is None or difference is None:
+    commit = git(folder, "rev-parse", "HEAD")
+    difference = git(folder, "diff", "HEAD")
+    if commit is None or difference is None:
         return None
     return {
-        "commit": commit.strip(),
-        "changed": [line[3:] for line in changed.splitlines()],
+        "commit": commit,
+        "changed": changed_files(folder),
         "diff_sha256": hashlib.sha256(difference.encode()).hexdigest() if difference else "",
     }
 
@@ -76,13 +72,3 @@ def describe_commit(folder: Path) -> str:
     """Return the commit, with a mark where files differ from it; unknown without git."""
     state = git_state(folder)
     return state["commit"] + ("+changes" if state["changed"] else "") if state else "unknown"
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, errors="replace"
-        )
-    except OSError:
-        return None
-    return done.stdout if done.returncode == 0 else None

@@ -17,7 +17,7 @@ from restomod.errors import UserError
 from restomod.prepare import card_sections as sections
 from restomod.prepare.card_figures import lengths
 from restomod.prepare.card_values import text
-from restomod.tools.pages import Page, Part, write_page
+from restomod.tools.pages.frame import Page, Part, write_page
 
 
 class SourceCard(TypedDict, total=False):

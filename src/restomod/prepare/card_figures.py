@@ -1,7 +1,7 @@
 """Draw the data card's figures: columns over powers of two, as SVG without a script.
 
 In: the manifest, or counts by length. Out: HTML strings. Scales, ticks and numbers are those of
-`tools/charts.py`, which draws curves only. `card.write_card` calls this.
+`tools/pages/charts.py`, which draws curves only. `card.write_card` calls this.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from restomod.prepare.card_values import Manifest, by_domain, counts_of
-from restomod.tools.charts import opening, si, tick_labels, y_grid, y_scale
+from restomod.tools.pages.charts import opening, si, tick_labels, y_grid, y_scale
 
 SHOWN_HISTOGRAMS = 12
 MOST_DIGITS = 12

@@ -23,9 +23,10 @@ from restomod.prepare.card_values import (
     text,
     total_of,
 )
-from restomod.tools.charts import duration, si
-from restomod.tools.markup import NONE, bytes_text, passage, plain, table, times
-from restomod.tools.metrics_log import number, numbers
+from restomod.tools.pages.charts import si
+from restomod.tools.pages.markup import NONE, bytes_text, passage, plain, table, times
+from restomod.tools.record.metrics_log import number, numbers
+from restomod.units import duration
 
 SHOWN_REJECTS = 60
 SHOWN_CHARACTERS = 1200

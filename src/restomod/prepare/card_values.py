@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from restomod.tools.markup import NONE, bar
-from restomod.tools.metrics_log import number
+from restomod.tools.pages.markup import NONE, bar
+from restomod.tools.record.metrics_log import number
 
 Manifest = Mapping[str, object]
 COUNTS = ("documents", "tokens", "text_bytes")

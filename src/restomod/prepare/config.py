@@ -18,7 +18,7 @@ from typing import Any
 from restomod.errors import UserError
 from restomod.prepare import contamination, near_duplicates
 from restomod.prepare.contamination import ContaminationConfig
-from restomod.prepare.near_duplicates import NearDuplicateConfig
+from restomod.prepare.minhash import NearDuplicateConfig
 from restomod.prepare.normalise import NormaliseConfig
 from restomod.prepare.quality import QualityConfig
 from restomod.strict import load_strict

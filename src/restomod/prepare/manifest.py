@@ -8,7 +8,6 @@ whoever did the work. `pipeline.py` is the caller.
 from __future__ import annotations
 
 import json
-import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from restomod.prepare.documents import EXAMPLES, STEPS, origins, rejects_file
 from restomod.prepare.duplicates import drops, kept_place
 from restomod.prepare.job import FORMAT, Job
 from restomod.prepare.pieces import Unit
+from restomod.provenance import versions
 
 SHOWN_PER_REASON = 2
 NOT_COUNTED = ("empty_line", "empty_document")
@@ -234,7 +234,7 @@ def make_manifest(
         "tokenizer": tokenizer,
         "rejects": examples,
         "notes": _notes(job.recipe, datasets),
-        "versions": _versions(),
+        "versions": versions(VERSIONS),
         "recipe": identity(job.recipe),
         "inputs": inputs,
     }
@@ -249,15 +249,3 @@ def _notes(recipe: Preparation, datasets: dict[str, dict[str, dict[str, Any]]]) 
         if "heldout" not in splits and recipe.heldout.share > 0:
             notes.append(f"{name}: no document is held out; there are too few for the share.")
     return notes
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for name in VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

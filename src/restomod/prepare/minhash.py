@@ -14,6 +14,7 @@ import io
 import os
 import resource
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,6 @@ from restomod.prepare.ngrams import ngrams_of_length, word_hashes, words
 
 if TYPE_CHECKING:
     from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
-
-    from restomod.prepare.near_duplicates import NearDuplicateConfig
 
 PAIRS = "{:05d}_00.dups"
 """File of the pairs of a bucket: (unit, index, unit, index) in four little-endian uint32 each."""
@@ -38,6 +37,29 @@ DOCUMENTS_PER_UNIT = 1 << 32
 
 SPARE_FILES = 64
 """Files that libraries may open meanwhile."""
+
+
+@dataclass
+class NearDuplicateConfig:
+    """When two documents count as the same. With similarity s (Jaccard, of their sets of n-grams)
+    they are found with probability 1 - (1 - s^hashes_per_bucket)^buckets (Leskovec, Rajaraman,
+    Ullman: Mining of Massive Datasets, 3.4): at the defaults 0.56 for s = 0.7, 0.92 for 0.8."""
+
+    enabled: bool = True
+    """Whether near duplicates are looked for and dropped."""
+    ngram: int = 5
+    """Words of an n-gram. Documents with fewer words are never near duplicates."""
+    buckets: int = 14
+    """Groups of hashes; documents that agree in a whole group are duplicates. More find more."""
+    hashes_per_bucket: int = 8
+    """Hashes of a group. More ask for more similarity."""
+    seed: int = 1
+    """Decides the hash functions."""
+
+    @property
+    def threshold(self) -> float:
+        """The similarity about which documents begin to be found (about 0.72 at the defaults)."""
+        return (1 / self.buckets) ** (1 / self.hashes_per_bucket)
 
 
 def sign(out: Path, unit: int, texts: Iterable[str], config: NearDuplicateConfig) -> int:

@@ -32,29 +32,7 @@ import numpy as np
 
 from restomod.errors import UserError
 from restomod.prepare import minhash
-
-
-@dataclass
-class NearDuplicateConfig:
-    """When two documents count as the same. With similarity s (Jaccard, of their sets of n-grams)
-    they are found with probability 1 - (1 - s^hashes_per_bucket)^buckets (Leskovec, Rajaraman,
-    Ullman: Mining of Massive Datasets, 3.4): at the defaults 0.56 for s = 0.7, 0.92 for 0.8."""
-
-    enabled: bool = True
-    """Whether near duplicates are looked for and dropped."""
-    ngram: int = 5
-    """Words of an n-gram. Documents with fewer words are never near duplicates."""
-    buckets: int = 14
-    """Groups of hashes; documents that agree in a whole group are duplicates. More find more."""
-    hashes_per_bucket: int = 8
-    """Hashes of a group. More ask for more similarity."""
-    seed: int = 1
-    """Decides the hash functions."""
-
-    @property
-    def threshold(self) -> float:
-        """The similarity about which documents begin to be found (about 0.72 at the defaults)."""
-        return (1 / self.buckets) ** (1 / self.hashes_per_bucket)
+from restomod.prepare.minhash import NearDuplicateConfig
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from restomod.sweep.study import (
     Study,
     Trial,
 )
-from restomod.train.stopping import REQUEUE, REQUEUE_CODE, STOP, read_requeue
+from restomod.train.faults.stopping import REQUEUE, REQUEUE_CODE, STOP, read_requeue
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from restomod.errors import UserError
-from restomod.recipe import NAME
+from restomod.impossible import NAME
 from restomod.strict import load_verbatim
 from restomod.sweep.space import WANDBS_ONLY, Parameter, impossible_parameter
 

@@ -16,12 +16,12 @@ from restomod.sweep.file import COPY, OURS, SweepFile, load_sweep
 from restomod.sweep.parallel import highlights, parallel_coordinates
 from restomod.sweep.study import DONE, Trial, recorded_trials
 from restomod.sweep.table import best, cells, head, ranked, show
-from restomod.tools.compare_figures import Shown, figures, style_of
-from restomod.tools.differences import differences
-from restomod.tools.markup import key, table
-from restomod.tools.metrics_log import RunLog, read_log
-from restomod.tools.pages import Page, Part, write_page
-from restomod.tools.run_record import METRICS, read_config
+from restomod.tools.pages.frame import Page, Part, write_page
+from restomod.tools.pages.markup import key, table
+from restomod.tools.record.metrics_log import RunLog, read_log
+from restomod.tools.record.run_record import METRICS, read_config
+from restomod.tools.report.compare_figures import Shown, figures, style_of
+from restomod.tools.report.differences import differences
 
 PAGE = "sweep.html"
 NAMED = 8

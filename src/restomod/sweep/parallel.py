@@ -2,7 +2,8 @@
 for each trial.
 
 In: the sweep file and its trials. Out: an `<svg>` that stretches with the page, built as those of
-`tools/charts.py`, and style rules that light up a line with its table row. `page.py` calls this.
+`tools/pages/charts.py`, and style rules that light up a line with its table row. `page.py` is the
+caller.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from restomod.sweep.file import SweepFile
 from restomod.sweep.space import Parameter
 from restomod.sweep.study import DONE, Trial
 from restomod.sweep.table import ranked, short_names, show
-from restomod.tools.charts import CURVES, opening, tick_labels, y_scale
+from restomod.tools.pages.charts import CURVES, opening, tick_labels, y_scale
 
 LOG_FROM = 20.0
 """Factor from which an axis of drawn numbers is logarithmic."""

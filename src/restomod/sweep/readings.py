@@ -10,8 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from restomod.tools.following import Follower
-from restomod.tools.metrics_log import number
+from restomod.tools.record.following import Follower
+from restomod.tools.record.metrics_log import number
 
 
 class Readings:

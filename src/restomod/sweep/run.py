@@ -26,7 +26,7 @@ from restomod.sweep.jobs import Jobs, Setting
 from restomod.sweep.page import PAGE, write_sweep_page
 from restomod.sweep.study import DONE, Study, draws
 from restomod.sweep.table import as_json, text_table
-from restomod.train.stopping import REQUEUE_CODE
+from restomod.train.faults.stopping import REQUEUE_CODE
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from restomod.launch.render import (
 )
 from restomod.launch.words import check_words
 from restomod.sweep.jobs import Setting, Task
-from restomod.train.stopping import REQUEUE
+from restomod.train.faults.stopping import REQUEUE
 from restomod.units import parse_duration
 
 ARRAY = 1000

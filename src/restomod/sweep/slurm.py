@@ -21,7 +21,7 @@ from restomod.errors import UserError
 from restomod.launch.profile import Profile
 from restomod.sweep.jobs import Job, Setting, Task, python_first
 from restomod.sweep.script import ARRAY, Cluster
-from restomod.train.stopping import REQUEUE_CODE
+from restomod.train.faults.stopping import REQUEUE_CODE
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from restomod.sweep.file import SweepFile
 from restomod.sweep.study import DIVERGED, DONE, FAILED, IMPOSSIBLE, STOPPED, UNFINISHED, Trial
-from restomod.tools.charts import duration
+from restomod.units import duration
 
 ORDER = (DONE, STOPPED, DIVERGED, UNFINISHED, FAILED, IMPOSSIBLE)
 NOTE_COLUMNS = 60

@@ -20,8 +20,8 @@ from restomod.config import Recipe
 from restomod.errors import UserError
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
-from restomod.train.loading import StateReader, load_state
-from restomod.train.manifest import (
+from restomod.train.checkpoints.loading import StateReader, load_state
+from restomod.train.checkpoints.manifest import (
     FORMAT,
     MANIFEST,
     MODEL,
@@ -33,9 +33,9 @@ from restomod.train.manifest import (
     verify,
     write_durably,
 )
-from restomod.train.retention import Saved, best, saved
-from restomod.train.saving import disk_errors, save_state
-from restomod.train.store import Store, open_store
+from restomod.train.checkpoints.retention import Saved, best, saved
+from restomod.train.checkpoints.saving import disk_errors, save_state
+from restomod.train.checkpoints.store import Store, open_store
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 from restomod.model.hf import load_transformers
 from restomod.recipe import load_recipe
-from restomod.train.manifest import MANIFEST, MODEL, newest_checkpoint, verify
+from restomod.train.checkpoints.manifest import MANIFEST, MODEL, newest_checkpoint, verify
 
 
 def run_recipe(folder: Path) -> Recipe:
@@ -67,7 +67,7 @@ def load_model(path: str | Path, *, backbone: bool = False) -> MaskedLM:
 
 def _load_checkpoint(folder: Path) -> MaskedLM:
     """Load the model alone of a checkpoint that was verified."""
-    from restomod.train.loading import StateReader, load_state
+    from restomod.train.checkpoints.loading import StateReader, load_state
 
     model = MaskedLM(EncoderConfig(**json.loads((folder / MODEL).read_bytes())))
     weights = model.state_dict()

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from restomod.errors import UserError
-from restomod.tools.following import Followed
+from restomod.tools.record.following import Followed
 from restomod.tools.top_frame import frame
 
 

@@ -11,8 +11,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from restomod.tools.following import Followed, Line
-from restomod.tools.metrics_log import number
+from restomod.tools.record.following import Followed, Line
+from restomod.tools.record.metrics_log import number
+from restomod.units import duration
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 BAR = ("█", "░")
@@ -238,16 +239,3 @@ def short(value: Any) -> str:
                 f"{found / size:.3g}{unit}" if found < 1000 * size else f"{found / size:,.0f}{unit}"
             )
     return f"{found:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """Return 5 s, 12m 5s, 3h 12m or 4d 3h."""
-    whole = int(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days}d {hours % 24}h"
-    if hours:
-        return f"{hours}h {minutes % 60}m"
-    if minutes:
-        return f"{minutes}m {whole % 60}s"
-    return f"{whole} s"

@@ -1,8 +1,8 @@
 """What ranks do together outside of training: decide once, fail as one.
 
 In: an action of each rank, a gloo group. Out: every rank's result on every rank, or one error on
-all of them, so that none waits for another that has given up. `train/checkpoint.py`, `saving.py`
-and `resume.py` call it; each caller has a group of its own, as a group's messages have no names.
+all of them, so that none waits for another that has given up. `checkpoints/`, `faults/` and what
+starts a run call it; each caller has a group of its own, as a group's messages have no names.
 """
 
 from __future__ import annotations

@@ -26,19 +26,24 @@ from restomod.model.compile import check_compiler, compile_model, compiles
 from restomod.model.cpu import keep_freed_memory
 from restomod.optim.build import build_optimizer
 from restomod.tools.average import AVERAGED, average_at_end
-from restomod.tools.report import write_report
+from restomod.tools.report.run import write_report
 from restomod.train.agreement import Group, gloo_group, leads_node, on_first
 from restomod.train.callbacks import UserCallbacks
-from restomod.train.checkpoint import Checkpointing
+from restomod.train.checkpoints.checkpoint import Checkpointing
+from restomod.train.checkpoints.store import open_store
+from restomod.train.checkpoints.upload import Uploads, restore_log
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
+from restomod.train.faults.health import Health, RollBack, UnhealthyError
+from restomod.train.faults.ledger import Ledger
+from restomod.train.faults.stoppable import BreakingIn, Stoppable
+from restomod.train.faults.stopping import Stopper, StopRequested, clear_requeue
+from restomod.train.faults.watchdog import Watchdog
 from restomod.train.folder import begin_run_folder
 from restomod.train.guards import fingerprint
 from restomod.train.hardware import choose_device, compute_deterministically, peak_flops
-from restomod.train.health import Health, RollBack, UnhealthyError
 from restomod.train.initial import build_model
-from restomod.train.ledger import Ledger
-from restomod.train.metrics import MetricsLog, StepMetrics
+from restomod.train.metrics import MetricsLog
 from restomod.train.module import GlobalMean, TrainedModel
 from restomod.train.parallel import GradientReduction, join_ranks, shard
 from restomod.train.phases import Phases
@@ -46,11 +51,7 @@ from restomod.train.profiling import Profiling
 from restomod.train.progress import Progress
 from restomod.train.rank_times import RankTimes
 from restomod.train.start import Start, find_start
-from restomod.train.stoppable import BreakingIn, Stoppable
-from restomod.train.stopping import Stopper, StopRequested, clear_requeue
-from restomod.train.store import open_store
-from restomod.train.upload import Uploads, restore_log
-from restomod.train.watchdog import Watchdog
+from restomod.train.step_metrics import StepMetrics
 from restomod.train.watching.about import about
 from restomod.train.watching.alerts import webhook_address
 from restomod.train.watching.watch import Watch, watching

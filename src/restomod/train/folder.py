@@ -21,10 +21,10 @@ from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
 from restomod.recipe import load_recipe, save_recipe
 from restomod.train.agreement import Group, on_first
+from restomod.train.checkpoints.saving import disk_errors
 from restomod.train.clock import RunClock
 from restomod.train.guards import guarded
 from restomod.train.metrics import MetricsLog
-from restomod.train.saving import disk_errors
 from restomod.train.start import Start
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from restomod.data.sources import Sources
 from restomod.errors import UserError
 from restomod.recipe import flatten
 from restomod.timeline import Origin, Timeline
-from restomod.train.manifest import (
+from restomod.train.checkpoints.manifest import (
     LOADER,
     checkpoint_folder,
     load_loader_state,

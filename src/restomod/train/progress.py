@@ -11,7 +11,7 @@ from composer.utils import dist
 from tqdm import tqdm
 
 from restomod.timeline import Timeline
-from restomod.train.metrics import StepMetrics
+from restomod.train.step_metrics import StepMetrics
 
 log = logging.getLogger(__name__)
 

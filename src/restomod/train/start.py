@@ -13,13 +13,13 @@ from typing import Any
 from restomod.config import Recipe
 from restomod.data.sources import Sources
 from restomod.errors import UserError
-from restomod.recipe import FORK
+from restomod.impossible import FORK
 from restomod.timeline import Origin, Timeline
 from restomod.train.agreement import Group
+from restomod.train.checkpoints.manifest import checkpoint_folder, load_loader_state
+from restomod.train.checkpoints.resume import complete, find_checkpoint
+from restomod.train.checkpoints.store import open_store
 from restomod.train.guards import check_startable, check_unchanged, fingerprint
-from restomod.train.manifest import checkpoint_folder, load_loader_state
-from restomod.train.resume import complete, find_checkpoint
-from restomod.train.store import open_store
 
 
 @dataclass

@@ -16,7 +16,7 @@ from restomod.data.shards import ShardedDataset
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.recipe import load_recipe
-from restomod.tools.plan import plan
+from restomod.tools.plan.plan import plan
 
 FOLDER = "0123456789abcdef"
 FORK = multiprocessing.get_context("fork")

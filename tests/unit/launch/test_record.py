@@ -50,4 +50,4 @@ def test_every_start_adds_a_line_without_git_too(tmp_path, monkeypatch):
     lines = [json.loads(line) for line in (tmp_path / "logs" / "starts.jsonl").open()]
     assert [line["words"] for line in lines] == [["first"], ["second"]]
     assert lines[0]["git"] == {"commit": "abc"}
-    assert "torch" in lines[0]["packages"]
+    assert "torch" in lines[0]["versions"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from restomod.errors import UserError
+from restomod.prepare.minhash import NearDuplicateConfig
 from restomod.prepare.near_duplicates import (
-    NearDuplicateConfig,
     cluster,
     impossible,
     match_bucket,

@@ -8,8 +8,8 @@ from restomod.sweep.page import write_sweep_page
 from restomod.sweep.parallel import parallel_coordinates
 from restomod.sweep.space import Parameter
 from restomod.sweep.study import DONE, FAILED, STOPPED, Trial
-from restomod.tools.metrics_log import read_log
-from tests.unit.tools.test_report import parsed, run_folder, train_line
+from restomod.tools.record.metrics_log import read_log
+from tests.unit.tools.report.test_run import parsed, run_folder, train_line
 
 SWEEP = SweepFile(
     name="s",

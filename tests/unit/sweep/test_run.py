@@ -13,7 +13,7 @@ from restomod import cli
 from restomod.errors import UserError
 from restomod.sweep import control
 from restomod.sweep.run import run_sweep
-from restomod.tools.reports import report
+from restomod.tools.report.report import report
 from tests.conftest import Tiny
 
 EVALUATIONS = 6

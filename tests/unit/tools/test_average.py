@@ -13,10 +13,10 @@ from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 from restomod.recipe import save_recipe
 from restomod.tools.average import average_at_end, average_run
-from restomod.tools.export import export_run
-from restomod.train.manifest import FORMAT, checkpoint_folder
-from restomod.train.saving import Snapshot, remove, write_checkpoint
-from restomod.train.store import Store
+from restomod.tools.export.export import export_run
+from restomod.train.checkpoints.manifest import FORMAT, checkpoint_folder
+from restomod.train.checkpoints.saving import Snapshot, remove, write_checkpoint
+from restomod.train.checkpoints.store import Store
 
 TINY = {"layers": 2, "hidden_size": 32, "heads": 2, "intermediate_size": 48, "vocab_size": 64}
 TINY |= {"pad_id": 3, "cls_id": 1, "sep_id": 2}

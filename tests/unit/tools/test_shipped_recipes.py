@@ -16,9 +16,9 @@ from restomod.data.shards import ShardedDataset
 from restomod.errors import UserError
 from restomod.prepare.config import load_preparation
 from restomod.recipe import check_world, load_recipe
-from restomod.tools.plan import make_plan
-from restomod.tools.plan_packing import expected_packing
-from restomod.tools.plan_parts import Target
+from restomod.tools.plan.packing import expected_packing
+from restomod.tools.plan.parts import Target
+from restomod.tools.plan.plan import make_plan
 from restomod.units import parse_slots
 
 ROOT = Path(__file__).parents[3]

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from restomod.errors import UserError
-from restomod.tools import following
-from restomod.tools.following import Followed, Follower
+from restomod.tools.record import following
+from restomod.tools.record.following import Followed, Follower
 from restomod.tools.top import top
-from restomod.tools.top_frame import duration, frame, short, sparkline, state
+from restomod.tools.top_frame import frame, short, sparkline, state
 
 START = {
     "event": "start", "time_s": 0.5, "step": 0, "run_id": "r-1", "end_step": 100,
@@ -131,7 +131,7 @@ def test_what_a_run_does_is_told(folder):
     os.utime(folder / "metrics.jsonl", (time.time() - 3600,) * 2)
     silent = Followed(folder)
     silent.update()
-    assert state(silent)[0] == "silent for 1h 0m"
+    assert state(silent)[0] == "silent for 1 h 00 min"
     (folder / "REQUEUE").write_text(json.dumps({"reason": "hang", "step": 51}))
     assert state(silent)[0] == "stopped (hang), wants to go on"
     (folder / "REQUEUE").unlink()
@@ -156,7 +156,6 @@ def test_numbers_are_short():
     assert [short(n) for n in (7, 1500, 12_345_678, 1.719e12, None)] == [
         "7", "1.5K", "12.3M", "1.72T", "-",
     ]  # fmt: skip
-    assert [duration(s) for s in (5, 725, 11_520, 356_400)] == ["5 s", "12m 5s", "3h 12m", "4d 3h"]
     assert sparkline([1, 2, 3, 8], 4) == "▁▂▃█"
     assert sparkline(list(range(100)), 10)[0] == "▁"
     assert len(sparkline(list(range(101)), 10)) <= 10

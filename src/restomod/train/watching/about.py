@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
-import platform
 import socket
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,10 @@ import torch
 
 from restomod.data.sources import Sources
 from restomod.model.encoder import MaskedLM
+from restomod.provenance import changed_files, git, versions
 from restomod.train.guards import fingerprint
 from restomod.train.start import Start
 
-GIT_TIMEOUT_S = 5.0
 PACKAGES = ("restomod", "torch", "mosaicml", "numpy")
 
 
@@ -32,7 +29,7 @@ def about(model: MaskedLM, start: Start, device: str, sources: Sources) -> dict[
         "host": socket.gethostname(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "git": git_state(),
-        "versions": versions(),
+        "versions": versions(PACKAGES),
         "model": model_fingerprint(model),
         "data": fingerprint(sources),
     }
@@ -42,37 +39,9 @@ def git_state() -> dict[str, Any]:
     """Return `commit` of the code, and whether it was `dirty`: changed since. Of the repository
     that this file is in, or else of the working directory's; empty if there is none."""
     here = Path(__file__)
-    folder = here.parent if _git(here.parent, "ls-files", "--error-unmatch", here.name) else Path()
-    commit = _git(folder, "rev-parse", "HEAD")
-    if not commit:
-        return {}
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": changes != ""}
-
-
-def _git(folder: Path, *words: str) -> str | None:
-    """Return what a git command prints; None if it fails."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *words],
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of what decides about results."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    folder = here.parent if git(here.parent, "ls-files", "--error-unmatch", here.name) else Path()
+    commit = git(folder, "rev-parse", "HEAD")
+    return {"commit": commit, "dirty": bool(changed_files(folder))} if commit else {}
 
 
 def model_fingerprint(model: MaskedLM) -> dict[str, Any]:

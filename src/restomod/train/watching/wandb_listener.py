@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import restomod
 from restomod.config import Recipe, WandbConfig
-from restomod.train.manifest import checkpoint_folder
+from restomod.train.checkpoints.manifest import checkpoint_folder
 from restomod.train.watching.background import Line
 
 PROCESS = "restomod.train.watching.wandb_process"

@@ -9,9 +9,9 @@ from typing import Any
 
 from restomod.config import Recipe
 from restomod.timeline import Timeline
-from restomod.train.health import UnhealthyError
+from restomod.train.faults.health import UnhealthyError
+from restomod.train.faults.stopping import StopRequested
 from restomod.train.metrics import MetricsLog
-from restomod.train.stopping import StopRequested
 from restomod.train.watching.alerts import Webhook
 from restomod.train.watching.background import Background, Line, Listener
 from restomod.train.watching.tensorboard import TensorBoard

@@ -9,9 +9,9 @@ from restomod.config import PhaseConfig, Recipe
 from restomod.errors import UserError
 from restomod.timeline import Origin, Timeline
 from restomod.train.clock import RunClock
-from restomod.train.health import UnhealthyError
+from restomod.train.faults.health import UnhealthyError
+from restomod.train.faults.stopping import StopRequested
 from restomod.train.metrics import MetricsLog
-from restomod.train.stopping import StopRequested
 from restomod.train.watching.watch import listeners, watching
 from tests.webhook import webhook
 

@@ -1,0 +1,194 @@
+"""The plan's data: what a phase reads of each stream, how often, how fast, and how full its rows
+are.
+
+In: a recipe and the streams that are here. Out: lines and sections. Data that is not there is
+named, not an error: a recipe may be planned where its data is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from restomod.config import PhaseConfig, Recipe
+from restomod.data.mixture import exhausted, token_shares
+from restomod.data.rows import SpecialTokens
+from restomod.data.shards import ShardedDataset
+from restomod.data.tokenizer import Tokenizer
+from restomod.data.working_set import working_set
+from restomod.errors import UserError
+from restomod.tools.plan.cost import PhaseCost
+from restomod.tools.plan.packing import Packing
+from restomod.tools.plan.parts import WARNING, Section, Target
+
+REPEATS = 4
+"""Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""
+FULL, NEARLY = 0.999, 0.99
+"""What long enough rows reach, and what no recipe should stay below."""
+LOADED_IDS, LOADED_IDS_SMALL, LOADED_TEXT = 10.4e6, 5.8e6, 0.8e6
+"""Tokens/s of one loader process, as benchmarks/results/data-cpu.txt has them: stored ids in rows
+of 16,384 and more, in smaller ones, and text that is tokenised on the way."""
+SMALL_ROW = 16_384
+
+
+def open_streams(
+    recipe: Recipe, tokenizer: Tokenizer | None
+) -> tuple[dict[str, ShardedDataset], dict[str, str]]:
+    """Return the streams that are here, and why the others are not."""
+    streams: dict[str, ShardedDataset] = {}
+    missing: dict[str, str] = {}
+    for name in sorted({name for phase in recipe.phases for name in phase.mixture}):
+        config = recipe.data.streams[name]
+        try:
+            streams[name] = ShardedDataset(name, config, recipe.cache_dir, tokenizer, recipe.data)
+        except UserError as error:
+            missing[name] = str(error)
+    return streams, missing
+
+
+def working_set_lines(
+    recipe: Recipe, streams: Mapping[str, ShardedDataset], world_size: int
+) -> list[str]:
+    """Say what is open and cached at once; raises UserError where data does not last, or where that
+    is more than the recipe allows."""
+    data = recipe.data
+    needed = working_set(recipe, streams, world_size)
+    problems = exhausted(recipe.trained_phases, streams) + needed.problems(data)
+    if problems:
+        raise UserError("\n".join(problems))
+    cached = [dataset for dataset in streams.values() if dataset.cached]
+    lines = [
+        f"data: each rank opens up to {needed.open_shards} shards before its first rows, "
+        f"{data.shards_open_per_rank} are allowed"
+    ]
+    if cached:
+        lines.append(
+            f"cache: shards in use take up to {needed.cached_bytes / 1e9:.3g} GB of a node, "
+            f"all data {sum(int(d.index.raw_bytes.sum()) for d in cached) / 1e9:.3g} GB, "
+            f"{data.cache_limit_gb:g} GB are allowed"
+        )
+    return lines
+
+
+def mixture_lines(
+    recipe: Recipe,
+    phase: PhaseConfig,
+    streams: Mapping[str, ShardedDataset],
+    missing: Mapping[str, str],
+) -> list[str]:
+    """Say what a phase reads of each stream, and how often."""
+    known = not missing or phase.mixture_by == "proportion"
+    total = sum(phase.mixture.values())
+    shares = {name: share / total for name, share in phase.mixture.items()}
+    if not missing:
+        shares = token_shares(phase, streams)
+    lines = []
+    for name, share in sorted(shares.items()):
+        asked = f"stream {name}: {share:.1%} of tokens" if known else f"stream {name}"
+        if name in missing:
+            lines.append(f"{asked}; not here ({missing[name]})")
+            continue
+        data = streams[name]
+        tokens = data.attributes.tokens
+        counted = "" if data.attributes.exact else "about "
+        times = share * phase.total_slots / tokens if known else 0.0
+        lines.append(
+            f"{asked}; {data.documents:,} documents, {counted}{tokens:,} tokens (from "
+            f"{data.attributes.source}), {times:.2f} epochs of at most {data.max_epochs:g}"
+        )
+        if times > REPEATS:
+            lines.append(f"{WARNING}more than {REPEATS} epochs of {name} teach little more")
+    return lines
+
+
+def packing_lines(
+    recipe: Recipe,
+    phase: PhaseConfig,
+    streams: Mapping[str, ShardedDataset],
+    packing: Packing,
+) -> list[str]:
+    """Say how full rows will be, and what keeps them from being full."""
+    here = {name: share for name, share in phase.mixture.items() if name in streams and share > 0}
+    if not here:
+        return []
+    lines = []
+    if packing.rows:
+        lines.append(
+            f"packing: rows are expected to be {packing.efficiency:.2%} full: {packing.rows} rows "
+            f"packed of {len(packing.chunks):,} chunks of {packing.mean_chunk:.0f} slots in the "
+            f"mean (from {packing.source}); {packing.efficiency * phase.batch_slots:,.0f} tokens a "
+            "step that are not padding"
+        )
+    if packing.rows and packing.efficiency < NEARLY:
+        lines.append(f"{WARNING}rows stay emptier than {NEARLY:.0%}: make them longer (row_tokens)")
+    reserved = SpecialTokens(recipe.data.special_tokens).reserved
+    weight = sum(
+        share / min(streams[name].mean_tokens + reserved, phase.sequence_length)
+        for name, share in here.items()
+    )
+    mean, least = sum(here.values()) / weight, recipe.data.tokens_per_document_min
+    if phase.row_tokens < 27 * mean and not (packing.rows and packing.efficiency >= FULL):
+        lines.append(
+            f"{WARNING}a row of {phase.row_tokens:,} holds fewer than 27 mean chunks of "
+            f"{mean:.0f} tokens: packing may stay below 99.9 %"
+        )
+    if mean < least:
+        lines.append(
+            f"{WARNING}the mean chunk has {mean:.1f} tokens, but a row is closed at one "
+            f"document for every {least} slots, {mean / least:.0%} full; lower "
+            "data.tokens_per_document_min"
+        )
+    return lines
+
+
+def reading_section(
+    recipe: Recipe, cost: PhaseCost, streams: Mapping[str, ShardedDataset], target: Target
+) -> Section:
+    """Compare what a node's ranks read in a phase with what its loader processes deliver."""
+    phase, data = cost.phase, recipe.data
+    shares = token_shares(phase, streams)
+    stored = sum(share * _bytes_per_token(streams[name]) for name, share in shares.items())
+    node = cost.tokens / cost.seconds * target.node_ranks / target.ranks
+    ids = LOADED_IDS if phase.row_tokens >= SMALL_ROW else LOADED_IDS_SMALL
+    worker = 1 / sum(
+        share / (LOADED_TEXT if streams[name].column.is_text else ids)
+        for name, share in shares.items()
+    )
+    processes = max(1, data.workers) * target.node_ranks
+    lines = [
+        f"a node of {target.node_ranks} ranks reads {node:,.0f} tokens/s, "
+        f"{node * stored / 1e6:,.2f} MB/s as stored; its {processes} loader processes deliver "
+        f"about {processes * worker / 1e6:,.1f} M tokens/s ({worker / 1e6:.1f} M each, measured on "
+        "the machine of benchmarks/results/data-cpu.txt)"
+    ]
+    if node > processes * worker:
+        needed = -(-node // (worker * target.node_ranks))
+        lines.append(f"{WARNING}loading will not keep up: use {needed:.0f} data.workers or more")
+    return Section(f"reading data in phase {phase.name}", lines)
+
+
+def _bytes_per_token(dataset: ShardedDataset) -> float:
+    index = dataset.index
+    packed = sum(shard.bytes for shard in index.packed) if index.packed else 0
+    return (packed or int(index.raw_bytes.sum())) / dataset.attributes.tokens
+
+
+def lane_lines(recipe: Recipe, target: Target) -> list[str]:
+    """Warn of lanes that divide unevenly among workers, or not at all among fewer nodes."""
+    lanes, workers = recipe.data.lanes, recipe.data.workers
+    own = lanes // target.ranks
+    lines = []
+    if workers > 1 and own % min(workers, own):
+        lines.append(
+            f"{WARNING}{own} lanes of a rank do not divide among {workers} data.workers: some "
+            "work more than others"
+        )
+    if workers > own:
+        lines.append(f"{WARNING}only {own} of {workers} data.workers of a rank have a lane")
+    fewer = target.ranks - target.node_ranks
+    if fewer > 0 and lanes % fewer:
+        fit = max(n for n in range(1, fewer + 1) if lanes % n == 0)
+        lines.append(
+            f"{WARNING}{lanes} lanes do not divide among the {fewer} ranks that are left without a "
+            f"node: the run could go on with {fit}"
+        )
+    return lines

@@ -1,0 +1,163 @@
+"""Requests to stop are noted at any time, and break in where they may."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+from restomod.train.faults import stopping
+from restomod.train.faults.stopping import (
+    Stopper,
+    StopRequested,
+    clear_requeue,
+    exit_code,
+    leave_requeue,
+)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # the handler runs between two instructions of the interpreter
+
+
+@pytest.fixture
+def stopper():
+    with Stopper().listening() as made:
+        made.hold()
+        yield made
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_signal_is_noted_and_repeats_change_nothing(stopper, name):
+    assert stopper.agree() == ""
+    send(getattr(signal, name))
+    assert stopper.agree() == name
+    for other in ("SIGTERM", "SIGUSR1"):
+        send(getattr(signal, other))
+    assert stopper.agree() == name
+
+
+def test_handlers_are_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopper().listening():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+LEAVES = """
+import atexit, os, signal, sys
+from restomod.train.faults.stopping import Stopper
+atexit.register(os.kill, os.getpid(), signal.SIGTERM)
+with Stopper().listening() as stopper:
+    stopper.ignore()
+sys.exit(75)
+"""
+
+
+def test_rank_that_leaves_late_keeps_its_exit_code():
+    """A launcher sends SIGTERM to it when the first rank has ended."""
+    assert subprocess.run([sys.executable, "-c", LEAVES], check=False).returncode == 75
+
+
+IMPORTS = """
+import os, signal
+from restomod.train.faults.stopping import Stopper
+with Stopper().listening() as stopper:
+    stopper.hold()
+    with stopper.staying():
+        import composer
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stopper.agree() == "SIGTERM"
+"""
+
+
+def test_composers_import_takes_no_handler():
+    assert subprocess.run([sys.executable, "-c", IMPORTS], check=False).returncode == 0
+
+
+def test_second_interrupt_ends_at_once_and_an_echo_of_the_first_does_not(stopper, monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    send(signal.SIGINT)
+    send(signal.SIGINT)  # what a launcher passes on
+    assert ended == []
+    monkeypatch.setattr(stopping, "SAME_PRESS_S", 0.0)
+    time.sleep(0.01)
+    send(signal.SIGINT)
+    assert ended == [130]
+
+
+def test_request_breaks_in_before_the_first_step():
+    with pytest.raises(StopRequested) as stop, Stopper().listening():
+        send(signal.SIGTERM)
+    assert (stop.value.reason, stop.value.agreed) == ("SIGTERM", False)
+
+
+def test_request_that_was_noted_breaks_in_once_it_may(stopper):
+    send(signal.SIGTERM)
+    with pytest.raises(StopRequested):
+        stopper.hold(lossless=True)
+    send(signal.SIGTERM)  # once is enough
+
+
+def test_signal_wakes_what_may_be_broken_into(stopper):
+    stopper.hold(lossless=True)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    began = time.monotonic()
+    with pytest.raises(StopRequested):
+        time.sleep(30)
+    assert time.monotonic() - began < 20
+
+
+def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopper, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *a, **k: None)
+    monkeypatch.setattr(stopper, "_group", object())
+
+    def becomes(kind: type[BaseException]) -> None:
+        with pytest.raises(kind), stopper.leaving_together():
+            raise RuntimeError("Connection closed by peer")
+
+    becomes(RuntimeError)
+    send(signal.SIGTERM)
+    becomes(StopRequested)
+    with pytest.raises(RuntimeError, match="sizes"), stopper.leaving_together():
+        raise RuntimeError("sizes differ")
+    stopper.agree()
+    becomes(RuntimeError)  # a rank failed, and the launcher ends the others
+    with pytest.raises(StopRequested):
+        stopper.hold(lossless=True)
+    becomes(StopRequested)
+
+
+@pytest.mark.parametrize("way", ["file", "limit"])
+def test_stop_file_and_time_limit_are_found_and_break_in(stopper, tmp_path, way):
+    stopper.hold(lossless=True)
+    stopper.watch(tmp_path, time.monotonic() + (0.3 if way == "limit" else 1000))
+    if way == "file":
+        (tmp_path / "STOP").touch()
+    with pytest.raises(StopRequested) as stop:
+        time.sleep(30)
+    assert stop.value.reason == {"file": "STOP file", "limit": "stop_after"}[way]
+
+
+def test_requeue_says_why_and_consumes_the_stop_file(tmp_path, monkeypatch):
+    (tmp_path / "STOP").touch()
+    leave_requeue(tmp_path, "STOP file", 12)
+    assert not (tmp_path / "STOP").exists()
+    assert json.loads((tmp_path / "REQUEUE").read_text()) == {"reason": "STOP file", "step": 12}
+    clear_requeue(tmp_path)
+    clear_requeue(tmp_path)
+    assert not (tmp_path / "REQUEUE").exists()
+
+
+def test_torchrun_is_told_that_all_went_well(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert exit_code() == 75
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert exit_code() == 0
