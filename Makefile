@@ -2,6 +2,7 @@
 # make test   sets up, then lints, checks types, plans every shipped recipe and runs the tests
 # make test-systems  runs the longer tests: clusters (Ray, Slurm), an S3 server, nodes, launchers, whole runs
 # make test-systems-quick  leaves out those that take minutes each
+# make ablations  compares choices of a recipe on the demo's text: docs/ablations.md, 57 runs, about an hour
 # make setup  only sets up: skipped when nothing changed
 # make docs   builds the documentation into site/
 # make lock   resolves the dependencies anew
@@ -23,7 +24,7 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --
 # Two tests at a time, those of a file one after the other, since they share runs. PARALLEL= for one at a time.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: setup demo test test-systems test-systems-quick lint docs lock clean
+.PHONY: setup demo ablations test test-systems test-systems-quick lint docs lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -82,6 +83,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+ablations: $(STAMP)
+	$(BIN)/python -m benchmarks.ablations
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -4,8 +4,9 @@
     python -m benchmarks.ablations --seeds 11,12,13,14,15
     python -m benchmarks.ablations --results-only   # of the runs that are there
 
-In: the installed packages' text. Out: benchmarks/results/ablations/{runs.csv,table.md,*.svg}. What
-was trained already is kept in runs/ablations, so that the same command goes on.
+In: the installed packages' text. Out: benchmarks/results/ablations/{runs.csv,tables.md}, the same
+tables in docs/ablations.md, and plots beside it. What was trained is kept in runs/ablations, so
+that the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from benchmarks.ablations import corpus, results
 from benchmarks.ablations.arms import SEEDS
 from benchmarks.ablations.runs import Run, all_runs, train_all
 from restomod.errors import UserError
-from restomod.train.stopping import REQUEUE_CODE
+from restomod.train.faults.stopping import REQUEUE_CODE
 from restomod.units import parse_slots
 
 OUT = Path("benchmarks/results/ablations")
+PAGE = Path("docs/ablations.md")
 
 
 def main() -> int:
@@ -52,14 +54,14 @@ def main() -> int:
         if not arguments.results_only:
             corpus.prepare()
             failed = train_all(runs, arguments.runs, arguments.jobs, on_end)
-        results.write(runs, arguments.runs, OUT)
+        results.write(runs, arguments.runs, OUT, PAGE)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    print((OUT / "table.md").read_text())
+    print((OUT / results.TABLES).read_text())
     return int(failed > 0)
 
 

@@ -1,24 +1,37 @@
-"""From run folders to the raw results, the table and the plots.
+"""From run folders to the raw results, the tables and the plots.
 
-In: runs that have ended. Out: runs.csv, table.md and a plot of each comparison. Differences are
-paired: an arm's loss less the loss that the comparison's first arm has with the same seed.
+In: runs that have ended. Out: runs.csv and tables.md; a plot of each comparison, and the tables
+once more, in docs/. Differences are paired: an arm's loss less the loss that the comparison's first
+arm has with the same seed.
 """
 
 from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from benchmarks.ablations.arms import ARMS, COMPARISONS, Comparison
+from benchmarks.ablations.corpus import DOMAINS
 from benchmarks.ablations.runs import Run, last_evaluation, loss
 
 LEVEL = 0.95
+CSV, TABLES = "runs.csv", "tables.md"
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+"""Around what is written into the page."""
+Row = Mapping[str, Any]
 Losses = Mapping[str, Mapping[int, float]]
 """Of each arm, by seed."""
+OTHERS = {
+    "loss_mask_30": "The same held-out rows with 30 % predicted:",
+    "loss_joined": "Held-out documents joined and cut as the arm `joined` is trained, 15 %:",
+}
 
 
 @dataclass(frozen=True)
@@ -47,127 +60,156 @@ def difference(arm: Mapping[int, float], reference: Mapping[int, float]) -> Diff
     return Difference(by_seed, mean, half)
 
 
-def rows(runs: Sequence[Run], folder: Path) -> list[dict[str, Any]]:
-    """Return what every run that has ended has come to."""
-    found = []
+def measured(runs: Sequence[Run], folder: Path) -> list[Row]:
+    """Return a row for every run that has ended; losses are rounded to what runs.csv holds."""
+    rows = []
     for run in runs:
         if (evaluation := last_evaluation(folder / run.name)) is None:
             continue
-        train, views = evaluation["train"], evaluation.get("views", {})
-        joined = any(name.startswith("joined_") for name in evaluation["domains"])
-        found.append(
+        start, train = evaluation["start"], evaluation["train"]
+        domains, at_30 = evaluation["domains"], evaluation.get("views", {}).get("mask_0.3")
+        is_joined = any(name.startswith("joined_") for name in domains)
+        values = {
+            "loss": loss(domains),
+            **{f"loss_{domain}": domains[domain]["loss"] for domain in DOMAINS},
+            "loss_mask_30": loss(at_30) if at_30 else math.nan,
+            "loss_joined": loss(domains, "joined") if is_joined else math.nan,
+        }
+        rows.append(
             {
                 "run": run.name,
                 "arm": "tuning" if run.name.startswith("tune-") else run.arm.name,
                 "seed": run.seed,
-                "lr": lr_of(folder / run.name),
+                "lr": f"{learning_rate(folder / run.name):g}",
+                "parameters": start["model"]["parameters"],
                 "slots": evaluation["tokens"],
                 "real_tokens": train["real_tokens"],
                 "predicted_tokens": train["masked_tokens"],
-                "loss": loss(evaluation),
-                **{
-                    f"loss_{domain}": evaluation["domains"][domain]["loss"]
-                    for domain in ("code", "prose", "science")
-                },
-                "loss_mask_30": (
-                    loss({"domains": views["mask_0.3"]}) if "mask_0.3" in views else math.nan
-                ),
-                "loss_joined": loss(evaluation, "joined") if joined else math.nan,
-                "time_s": evaluation["time_s"],
+                **{name: round(value, 4) for name, value in values.items()},
+                "commit": start["git"].get("commit", "")[:7],
             }
         )
-    return found
+    return rows
 
 
-def lr_of(folder: Path) -> float:
-    """Return a run's learning rate."""
-    import yaml
-
+def learning_rate(folder: Path) -> float:
+    """Return a run's peak learning rate."""
     return float(yaml.safe_load((folder / "config.yaml").read_text())["optimizer"]["lr"])
 
 
-def losses(found: Sequence[Mapping[str, Any]], column: str = "loss") -> dict[str, dict[int, float]]:
-    """Return a column of `rows` by arm and seed, without what is not there."""
-    out: dict[str, dict[int, float]] = {}
-    for row in found:
+def losses(rows: Sequence[Row], column: str = "loss") -> dict[str, dict[int, float]]:
+    """Return a column by arm and seed, without what is not there."""
+    of: dict[str, dict[int, float]] = {}
+    for row in rows:
         if not math.isnan(row[column]):
-            out.setdefault(row["arm"], {})[row["seed"]] = row[column]
-    return out
+            of.setdefault(row["arm"], {})[row["seed"]] = row[column]
+    return of
 
 
-def table(of: Losses, comparisons: Sequence[Comparison] = COMPARISONS) -> str:
+def compared(of: Losses) -> list[Comparison]:
+    """Return the comparisons as far as there are arms for them."""
+    found = []
+    for comparison in COMPARISONS:
+        arms = tuple(name for name in comparison.arms if name in of)
+        if arms[:1] == comparison.arms[:1] and len(arms) > 1:
+            found.append(Comparison(comparison.name, comparison.title, arms))
+    return found
+
+
+def table(of: Losses) -> str:
     """Return the Markdown table of means and paired differences."""
     lines = ["| | arm | seeds | held-out loss | difference, 95 % interval |", "| --- " * 5 + "|"]
-    for comparison in comparisons:
-        reference, *others = comparison.arms
+    for comparison in compared(of):
+        reference, *_ = comparison.arms
         title = comparison.title
-        for name in (reference, *others):
-            values = of.get(name, {})
-            shown = f"{sum(values.values()) / len(values):.3f}" if values else "-"
-            told = "-" if name == reference else signed(difference(values, of.get(reference, {})))
-            lines.append(f"| {title} | {ARMS[name].what} | {len(values)} | {shown} | {told} |")
+        for name in comparison.arms:
+            values, what = of[name], ARMS[name].what
+            mean = sum(values.values()) / len(values)
+            told = "" if name == reference else signed(difference(values, of[reference]))
+            lines.append(f"| {title} | {what} | {len(values)} | {mean:.3f} | {told} |")
             title = ""
     return "\n".join(lines) + "\n"
 
 
 def signed(d: Difference) -> str:
-    """Write a difference with its interval."""
+    """Write a difference with its interval, in bold where that leaves out zero."""
     if not d.by_seed:
-        return "-"
+        return "no seed in common"
     if math.isinf(d.half):
         return f"{d.mean:+.3f}, one seed"
-    return f"{d.mean:+.3f} ({d.mean - d.half:+.3f} to {d.mean + d.half:+.3f})"
+    text = f"{d.mean:+.3f} ({d.mean - d.half:+.3f} to {d.mean + d.half:+.3f})"
+    return f"**{text}**" if abs(d.mean) > d.half else text
 
 
-def rates(found: Sequence[Mapping[str, Any]]) -> str:
+def rates(rows: Sequence[Row]) -> str:
     """Return the table of the learning rates that were tried."""
     lines = ["| optimizer | learning rate | held-out loss |", "| --- | --- | --- |"]
-    for row in found:
+    for row in rows:
         if row["arm"] == "tuning":
             optimizer = row["run"].split("-")[1]
-            lines.append(f"| {optimizer} | {row['lr']:g} | {row['loss']:.3f} |")
+            lines.append(f"| {optimizer} | {row['lr']} | {row['loss']:.3f} |")
     return "\n".join(lines) + "\n"
 
 
-def write_tables(runs: Sequence[Run], folder: Path, out: Path) -> list[dict[str, Any]]:
-    """Write runs.csv and table.md of the runs that have ended; return their rows."""
-    out.mkdir(parents=True, exist_ok=True)
-    found = rows(runs, folder)
-    if not found:
-        return found
-    with (out / "runs.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in found
-        )
-    parts = ["Nats a predicted token, 15 % predicted; less is better.\n", table(losses(found))]
+def tables(rows: Sequence[Row]) -> str:
+    """Return all tables, with what they are of."""
+    of = losses(rows)
+    base = next((row for row in rows if row["arm"] == "base"), None)
+    if base is None:
+        return "No run of the base has ended.\n"
+    parts = [
+        f"{len(rows)} runs; the base: {base['parameters']:,} parameters, {base['slots']:,} slots, "
+        f"{base['predicted_tokens']:,} of their tokens predicted. Nats a predicted token, less is "
+        "better; bold: the interval leaves out zero.\n",
+        table(of),
+    ]
     for column, told in OTHERS.items():
-        of = losses(found, column)
-        shown = [c for c in (_present(c, of) for c in COMPARISONS) if len(c.arms) > 1]
-        parts += [f"{told}\n", table(of, shown)] if shown else []
-    parts += ["Learning rates, on a seed of their own:\n", rates(found)]
-    (out / "table.md").write_text("\n".join(parts))
-    return found
+        also = losses(rows, column)
+        parts += [f"{told}\n", table(also)] if compared(also) else []
+    parts += ["Learning rates that were tried, on a seed of their own:\n", rates(rows)]
+    return "\n".join(parts)
 
 
-OTHERS = {
-    "loss_mask_30": "The same held-out rows with 30 % predicted:",
-    "loss_joined": "Held-out documents joined and cut, 15 % predicted:",
-}
+def write_tables(runs: Sequence[Run], folder: Path, out: Path) -> list[Row]:
+    """Write runs.csv and tables.md of the runs that have ended; return their rows."""
+    out.mkdir(parents=True, exist_ok=True)
+    rows = measured(runs, folder)
+    if rows:
+        with (out / CSV).open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        (out / TABLES).write_text(tables(rows))
+    return rows
 
 
-def _present(comparison: Comparison, of: Losses) -> Comparison:
-    """Return the comparison with the arms that have values."""
-    arms = tuple(name for name in comparison.arms if name in of)
-    return Comparison(comparison.name, comparison.title, arms)
+def read(path: Path) -> list[Row]:
+    """Return the rows of a runs.csv."""
+    texts = ("run", "arm", "lr", "commit")
+    with path.open(newline="") as file:
+        return [
+            {
+                key: value
+                if key in texts
+                else (float(value) if key.startswith("loss") else int(value))
+                for key, value in row.items()
+            }
+            for row in csv.DictReader(file)
+        ]
 
 
-def write(runs: Sequence[Run], folder: Path, out: Path) -> None:
-    """Write tables and plots."""
-    of = losses(write_tables(runs, folder, out))
+def write(runs: Sequence[Run], folder: Path, out: Path, page: Path) -> None:
+    """Write tables and plots, and both into the page: plots lie in a folder of its name."""
+    rows = write_tables(runs, folder, out)
+    of = losses(rows)
+    plots = page.with_suffix("")
+    plots.mkdir(parents=True, exist_ok=True)
     from benchmarks.ablations.plots import draw
 
-    for comparison in COMPARISONS:
-        if len(shown := _present(comparison, of).arms) > 1:
-            draw(Comparison(comparison.name, comparison.title, shown), of, out)
+    shown = compared(of)
+    for comparison in shown:
+        draw(comparison, of, plots)
+    images = [f"![{c.title}]({plots.name}/{c.name}.svg)\n" for c in shown]
+    text = "\n".join([BEGIN, "", tables(rows), *images, END])
+    old = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
+    page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: text, old, flags=re.DOTALL))

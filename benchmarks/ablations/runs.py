@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +84,8 @@ def _names(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def last_evaluation(folder: Path) -> dict[str, Any] | None:
-    """Return the evaluation of a run that has ended, with its last `train` line's counters; None
-    where it has not."""
+    """Return the last evaluation of a run that has ended, with its last `start` and `train` lines;
+    None where it has not."""
     try:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     except (FileNotFoundError, json.JSONDecodeError):
@@ -93,15 +93,15 @@ def last_evaluation(folder: Path) -> dict[str, Any] | None:
     if not lines or lines[-1]["event"] != "end":
         return None
     last = {line["event"]: line for line in lines}
-    return {**last["eval"], "train": last["train"]}
+    return {**last["eval"], "start": last["start"], "train": last["train"]}
 
 
-def loss(evaluation: dict[str, Any], kind: str = "") -> float:
+def loss(domains: Mapping[str, Mapping[str, float]], kind: str = "") -> float:
     """Return the mean loss over the held-out domains whose names begin with `kind`, each predicted
     token counting once; without one, over those of whole documents."""
     chosen = [
         value
-        for name, value in evaluation["domains"].items()
+        for name, value in domains.items()
         if name != "all" and name.startswith("joined_") == bool(kind)
     ]
     predicted = sum(value["masked_tokens"] for value in chosen)
@@ -114,7 +114,7 @@ def best_lr(optimizer: str, slots: int, folder: Path) -> str:
     def reached(run: Run) -> float:
         evaluation = last_evaluation(folder / run.name)
         assert evaluation, run.name
-        return loss(evaluation)
+        return loss(evaluation["domains"])
 
     return min(tuning(optimizer, slots), key=reached).lr
 
@@ -138,7 +138,7 @@ def has_ended(run: Run, folder: Path) -> bool:
     """
     if last_evaluation(folder / run.name) is None:
         return False
-    if run.arm == SMALL and not _tiled(folder, run.seed).exists():
+    if run.arm.name == SMALL.name and not _tiled(folder, run.seed).exists():
         return False
     path, *overrides = run_words(run, folder)
     recipe = dataclasses.asdict(load_recipe([path], overrides))
@@ -247,7 +247,7 @@ def _train(run: Run, folder: Path, log: Path) -> None:
     from restomod.cli import train_main
 
     code = train_main(run_words(run, folder))
-    if code == 0 and run.arm == SMALL:
+    if code == 0 and run.arm.name == SMALL.name:
         from restomod.tools.convert import tile_model
 
         tile_model(folder / run.name, _tiled(folder, run.seed), *SIZES)

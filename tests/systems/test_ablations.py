@@ -37,16 +37,17 @@ def test_two_arms_and_a_tiled_one_come_to_a_table_and_plots(tiny: Tiny, tmp_path
     assert not failed, (folder / "logs" / f"{failed[0]}.log").read_text()
     assert {name for name, _ in ended} == {run.name for run in runs}
 
-    results.write(runs, folder, out)
-    rows = {row["run"]: row for row in results.rows(runs, folder)}
+    page = out / "page.md"
+    results.write(runs, folder, out, page)
+    rows = {row["run"]: row for row in results.read(out / results.CSV)}
     ours, theirs = rows["mask_15-1"]["loss"], rows["base-1"]["loss"]
     told = f"| mask 15 % | 1 | {ours:.3f} | {ours - theirs:+.3f}, one seed |"
-    assert told in (out / "table.md").read_text()
+    assert told in page.read_text()
     assert rows["mask_15-1"]["predicted_tokens"] < 0.6 * rows["base-1"]["predicted_tokens"]
     assert rows["mask_15-1"]["real_tokens"] == rows["base-1"]["real_tokens"]
     assert math.isfinite(rows["tiled-1"]["loss"])
     for name in ("mask-rate", "tiling"):
-        assert ElementTree.parse(out / f"{name}.svg").getroot().tag.endswith("svg")
+        assert ElementTree.parse(out / "page" / f"{name}.svg").getroot().tag.endswith("svg")
 
     train_all(runs, folder, 2, lambda run, code: ended.append((run.name, code)))
     assert len(ended) == len(runs)  # nothing was trained again

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,15 +10,16 @@ import yaml
 from scipy.stats import ttest_rel
 
 from benchmarks.ablations import arms, results, runs
-from benchmarks.ablations.arms import ARMS, COMPARISONS, SMALL, Comparison
+from benchmarks.ablations.arms import ARMS, COMPARISONS, SMALL
 from benchmarks.ablations.corpus import DOMAINS, cut, joined
 from restomod.config import Recipe
 from restomod.data.mlm import mask_rate
 from restomod.errors import UserError
 from restomod.optim.schedules import step_factor
 from restomod.recipe import flatten, load_recipe
-from restomod.tools.plan import plan
+from restomod.tools.plan.plan import plan
 
+ROOT = Path(__file__).parents[3]
 SLOTS = 102_400
 SLOTS_OF_A_PHASE = [
     f"phases.pretrain.{key}" for key in ("slots", "schedule.warmup", "schedule.decay")
@@ -44,17 +47,16 @@ def test_only_seeds_that_both_have_are_paired():
     found = results.difference({1: 5.0, 2: 4.0, 3: 9.0}, {2: 3.0, 1: 4.5, 7: 0.0})
     assert found.by_seed == {1: 0.5, 2: 1.0}
     assert results.signed(results.difference({1: 5.0}, {1: 4.5})) == "+0.500, one seed"
-    assert results.signed(results.difference({1: 5.0}, {2: 4.5})) == "-"
+    assert results.signed(results.difference({1: 5.0}, {2: 4.5})) == "no seed in common"
 
 
 def test_the_table_holds_means_and_paired_differences():
-    comparison = Comparison("decay", "How the rate falls", ("base", "linear", "cosine"))
-    of = {"base": {1: 4.0, 2: 4.4}, "linear": {1: 4.1, 2: 4.7}}
-    *_, base, linear, cosine = results.table(of, [comparison]).splitlines()
-    assert base == "| How the rate falls | the base | 2 | 4.200 | - |"
+    of = {"base": {1: 4.0, 2: 4.4}, "linear": {1: 4.1, 2: 4.7}, "cosine": {1: 3.9, 2: 4.3001}}
+    _, _, base, linear, cosine = results.table(of).splitlines()
+    assert base == "| How the learning rate falls | the base | 2 | 4.200 |  |"
     # Differences 0.1 and 0.3: 0.2 and 12.706 standard errors of 0.1.
     assert linear == "|  | linear decay | 2 | 4.400 | +0.200 (-1.071 to +1.471) |"
-    assert cosine == "|  | cosine decay | 0 | - | - |"
+    assert cosine == "|  | cosine decay | 2 | 4.100 | **-0.100 (-0.101 to -0.099)** |"
 
 
 def test_a_loss_is_the_mean_over_predicted_tokens_of_whole_documents():
@@ -64,8 +66,8 @@ def test_a_loss_is_the_mean_over_predicted_tokens_of_whole_documents():
         "joined_code": {"loss": 7.0, "masked_tokens": 10},
         "all": {"loss": 1.0, "masked_tokens": 410},
     }
-    assert runs.loss({"domains": domains}) == 4.25
-    assert runs.loss({"domains": domains}, "joined") == 7.0
+    assert runs.loss(domains) == 4.25
+    assert runs.loss(domains, "joined") == 7.0
 
 
 @pytest.mark.parametrize("arm", [*ARMS.values(), SMALL], ids=lambda arm: arm.name)
@@ -146,6 +148,7 @@ def write_run(folder, run: runs.Run, loss: float) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     domains = {d: {"loss": loss, "masked_tokens": 10} for d in DOMAINS}
     lines = [
+        {"event": "start", "model": {"parameters": 7}, "git": {"commit": "0123456789"}},
         {"event": "train", "real_tokens": 90, "masked_tokens": 30},
         {"event": "eval", "tokens": 100, "time_s": 1.0, "domains": domains},
         {"event": "end"},
@@ -161,9 +164,21 @@ def test_an_arm_has_the_rate_that_ended_lowest_and_is_not_trained_again(tmp_path
     assert not runs.has_ended(muon, tmp_path)
     write_run(tmp_path / muon.name, muon, 4.3)
     assert runs.has_ended(muon, tmp_path)
-    assert [row["arm"] for row in results.rows([muon, *runs.tuning("muon", SLOTS)], tmp_path)] == [
-        "muon", "tuning", "tuning", "tuning",
-    ]  # fmt: skip
+    all_runs = [muon, *runs.tuning("muon", SLOTS)]
+    rows = results.write_tables(all_runs, tmp_path, tmp_path)
+    assert [row["arm"] for row in rows] == ["muon", "tuning", "tuning", "tuning"]
+    assert [(row["loss"], row["lr"]) for row in rows[:2]] == [(4.3, "0.008"), (4.5, "0.004")]
+    assert str(results.read(tmp_path / results.CSV)) == str(rows)  # which hold NaN
     longer = dataclasses.replace(muon, slots=2 * SLOTS)
     with pytest.raises(UserError, match="another phases than muon has now"):
         runs.has_ended(longer, tmp_path)
+
+
+def test_the_page_holds_the_tables_of_the_raw_results():
+    rows = results.read(ROOT / "benchmarks/results/ablations" / results.CSV)
+    text = results.tables(rows)
+    assert text == (ROOT / "benchmarks/results/ablations" / results.TABLES).read_text()
+    page = (ROOT / "docs/ablations.md").read_text()
+    assert text in page
+    for image in re.findall(r"\]\((ablations/.*?)\)", page):
+        assert (ROOT / "docs" / image).is_file()
