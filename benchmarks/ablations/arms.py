@@ -13,10 +13,15 @@ from pathlib import Path
 from benchmarks.ablations.corpus import DOMAINS
 
 BASE = Path(__file__).with_name("base.yaml")
-SEEDS = (11, 12, 13)
+SEEDS = (11, 12, 13, 14, 15)
 TUNING_SEED = 1
-RATES = ("4e-3", "2e-3", "8e-3")
-"""Learning rates that each optimizer is tried with, on a seed of its own."""
+RATES = {
+    "stable_adamw": ("4e-3", "2e-3", "8e-3"),
+    "adamw": ("4e-3", "2e-3", "8e-3"),
+    "muon": ("4e-3", "2e-3", "8e-3", "16e-3"),
+}
+"""Learning rates that each optimizer is tried with, on a seed of its own: until the best of them is
+neither the lowest nor the highest."""
 WARMUP, DECAY = 0.04, 0.4
 """Shares of a run's slots."""
 SMALL_SHARE = 0.35
@@ -107,6 +112,7 @@ _ALL = (
 ARMS = {arm.name: arm for arm in _ALL}
 COMPARISONS = (
     Comparison("packing", "Rows of isolated or of joined documents", ("base", "joined", "cut")),
+    Comparison("isolation", "The same, both cut and shuffled beforehand", ("cut", "joined")),
     Comparison(
         "mask-rate", "Share of tokens predicted", ("base", "mask_15", "mask_40", "mask_30_to_15")
     ),

@@ -6,6 +6,7 @@ In: losses by arm and seed. Out: an SVG file, the same bytes for the same losses
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 
 from benchmarks.ablations.arms import ARMS, Comparison
@@ -35,12 +36,12 @@ def draw(comparison: Comparison, of: Losses, out: Path) -> None:
             axes.errorbar(
                 d.mean, place - 0.22, xerr=bar, fmt="D", color=INK, markersize=5, capsize=4
             )
-        axes.set_yticks(range(len(others)), [ARMS[name].what for name in others])
+        names = [textwrap.fill(ARMS[name].what, 26) for name in others]
+        axes.set_yticks(range(len(others)), names)
         axes.set_ylim(len(others) - 0.5, -0.6)
-        axes.set_xlabel(
-            f"held-out loss less that of “{ARMS[reference].what}” "
-            f"({sum(known.values()) / len(known):.3f}), nats; left is better"
-        )
+        axes.locator_params(axis="x", nbins=6)
+        mean, what = sum(known.values()) / len(known), ARMS[reference].what
+        axes.set_xlabel(f"nats above {mean:.3f}, held-out loss of {what} (left is better)")
         axes.set_title(comparison.title, loc="left", fontsize=11)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)

@@ -54,7 +54,7 @@ def tuning(optimizer: str, slots: int) -> list[Run]:
     """Return the runs that decide an optimizer's learning rate: of the first arm that has it."""
     first = next(arm for arm in ARMS.values() if arm.optimizer == optimizer)
     arm = dataclasses.replace(first, measures=())
-    return [Run(f"tune-{optimizer}-{lr}", arm, TUNING_SEED, slots, lr) for lr in RATES]
+    return [Run(f"tune-{optimizer}-{lr}", arm, TUNING_SEED, slots, lr) for lr in RATES[optimizer]]
 
 
 def all_runs(seeds: Sequence[int], slots: int) -> list[Run]:
