@@ -2,7 +2,7 @@
 # make test   sets up, then lints, checks types, plans every shipped recipe and runs the tests
 # make test-systems  runs the longer tests: clusters (Ray, Slurm), an S3 server, nodes, launchers, whole runs
 # make test-systems-quick  leaves out those that take minutes each
-# make ablations  compares choices of a recipe on the demo's text: docs/ablations.md, 57 runs, 20 minutes on two free cores
+# make ablations  compares choices of a recipe on the demo's text: docs/ablations.md, 90 runs, half an hour on two free cores
 # make setup  only sets up: skipped when nothing changed
 # make docs   builds the documentation into site/
 # make lock   resolves the dependencies anew
