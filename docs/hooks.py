@@ -1,4 +1,5 @@
-"""Pages that mkdocs makes rather than finds: the configuration's reference, out of the dataclasses.
+"""Pages that mkdocs makes rather than finds: the configuration's reference, out of the dataclasses,
+and ARCHITECTURE.md, which lies at the root.
 
 mkdocs calls `on_files` (`hooks` in mkdocs.yml); a test reads `configuration` too.
 """
@@ -11,6 +12,7 @@ import inspect
 import json
 import textwrap
 import typing
+from pathlib import Path
 from typing import Any
 
 SECTIONS = (
@@ -37,6 +39,8 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "configuration.md", content=configuration()))
+    architecture = Path(__file__).parents[1] / "ARCHITECTURE.md"
+    files.append(File.generated(config, "architecture.md", content=architecture.read_text()))
     return files
 
 

@@ -26,6 +26,13 @@ RECIPE_HELP = "recipe files (later ones win) and key=value overrides"
 
 def train_main(arguments: Sequence[str]) -> int:
     """Run `train.py`; return the exit code."""
+    words = parse_train(arguments)
+    return leave_code(_guarded(lambda: commands.train(words)), os.environ)
+
+
+def parse_train(arguments: Sequence[str]) -> list[str]:
+    """Return the recipe files and overrides that the words after `train.py` make; argparse ends the
+    process for words that it does not take."""
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train a recipe, or continue the run that it names.",
@@ -42,11 +49,18 @@ def train_main(arguments: Sequence[str]) -> int:
     parsed = parser.parse_intermixed_args(arguments)
     begins = {key: getattr(parsed, key) for key in ("phase", "checkpoint", "fork")}
     words = [f"start.{key}={json.dumps(value)}" for key, value in begins.items() if value]
-    return leave_code(_guarded(lambda: commands.train([*parsed.recipe, *words])), os.environ)
+    return [*parsed.recipe, *words]
 
 
 def main() -> int:
     """Run `restomod COMMAND`; return the exit code."""
+    arguments = parse_command(sys.argv[1:])
+    return _guarded(lambda: arguments.handler(arguments))
+
+
+def parse_command(words: Sequence[str]) -> argparse.Namespace:
+    """Return the words after `restomod`, parsed, with the function that does them as `handler`;
+    argparse ends the process for words that it does not take."""
     parser = argparse.ArgumentParser(prog="restomod", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -183,9 +197,23 @@ def main() -> int:
     imported = command(
         "import",
         commands.import_folder,
-        "check a transformers folder; print how a recipe starts from it",
+        "check a transformers folder, or make one of AnswerDotAI/ModernBERT's checkpoints; print "
+        "how a recipe starts from it",
     )
-    imported.add_argument("folder", type=Path, metavar="FOLDER")
+    imported.add_argument("source", type=Path, metavar="FOLDER|CHECKPOINT.pt")
+    imported.add_argument("--out", type=Path, help="of a checkpoint: the folder to write")
+    imported.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="of a checkpoint: the YAML that it was trained with, where it does not hold its own",
+    )
+    imported.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="of a checkpoint: its tokenizer, where it does not hold it",
+    )
 
     tile = command(
         "tile", commands.tile, "start a larger model from a smaller one, by centre tiling"
@@ -259,13 +287,13 @@ def main() -> int:
         "--out", type=Path, metavar="FILE", help="page to write; beside what it shows by default"
     )
 
-    arguments, rest = parser.parse_known_args()
-    words = next((name for name in ("recipe", "card") if hasattr(arguments, name)), "")
-    if rest and (not words or any(word.startswith("-") for word in rest)):
+    arguments, rest = parser.parse_known_args(words)
+    many = next((name for name in ("recipe", "card") if hasattr(arguments, name)), "")
+    if rest and (not many or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
-        getattr(arguments, words).extend(rest)  # overrides that follow an option
-    return _guarded(lambda: arguments.handler(arguments))
+        getattr(arguments, many).extend(rest)  # overrides that follow an option
+    return arguments
 
 
 def _guarded(run: Callable[[], int]) -> int:

@@ -238,9 +238,21 @@ def embed(arguments: argparse.Namespace) -> int:
 
 def import_folder(arguments: argparse.Namespace) -> int:
     _set_up_process()
-    from restomod.tools.convert import describe_import
+    options = {name: getattr(arguments, name) for name in ("out", "config", "tokenizer")}
+    if not arguments.source.exists():
+        raise UserError(f"{arguments.source}: no such file or folder")
+    if not arguments.source.is_file():
+        if given := [name for name, value in options.items() if value]:
+            raise UserError(f"--{given[0]}: nothing reads it without a checkpoint, one file")
+        from restomod.tools.convert import describe_import
 
-    sys.stdout.write(describe_import(arguments.folder))
+        sys.stdout.write(describe_import(arguments.source))
+        return 0
+    if not arguments.out:
+        raise UserError(f"{arguments.source}: name the transformers folder to write: --out FOLDER")
+    from restomod.tools.convert import import_checkpoint
+
+    sys.stdout.write(import_checkpoint(arguments.source, **options))
     return 0
 
 

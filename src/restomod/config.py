@@ -158,10 +158,13 @@ class InitConfig:
 
 @dataclass
 class StreamConfig:
-    """One MDS data set."""
+    """One data set: an MDS folder, or a source of the user's own."""
 
     path: str = ""
     """Folder that holds index.json: a local path, or a remote that Streaming reads (s3://...)."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Instead of a path, something of the user's own that reads documents: `use`, and its
+    options."""
     local: str = ""
     """Node-local folder that keeps downloaded and unpacked shards; under cache_dir when empty."""
     domain: str = ""

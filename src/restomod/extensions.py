@@ -1,5 +1,5 @@
 """What users bring themselves, by `package.module:Name`: callbacks, evaluation hooks, optimizers,
-shapes of the learning rate's decay, transforms of a stream's text.
+shapes of the learning rate's decay, sources of documents, transforms of a stream's text.
 
 In: a mapping of the recipe, `{use: package.module:Name, option: value, ...}`. Out: an instance of
 that class. It is a dataclass, and the options are its fields: they are checked as strictly as our
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from restomod.config import OptimizerConfig, Recipe
 
 USE = "use"
+READS = ("shard_documents", "read", "fingerprint")
+"""What a source of documents has."""
 NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -42,9 +44,11 @@ def problems(recipe: Recipe) -> list[tuple[str, str]]:
         found += _problems(given, f"evaluation.hooks.{name}", "__call__")
     for section, streams in (("data", recipe.data), ("evaluation", recipe.evaluation)):
         for name, stream in streams.streams.items():
+            key = f"{section}.streams.{name}"
             if stream.transform:
-                key = f"{section}.streams.{name}.transform"
-                found += _problems(stream.transform, key, "__call__")
+                found += _problems(stream.transform, f"{key}.transform", "__call__")
+            if stream.source:
+                found += _problems(stream.source, f"{key}.source", *READS)
     found += _optimizer_problems(recipe.optimizer)
     for n, phase in enumerate(recipe.phases):
         schedule, key = phase.schedule, f"phases.{n}.schedule"
@@ -77,8 +81,8 @@ def _named(
     return [(place.replace(use, f".{name_key}"), reason) for place, reason in found]
 
 
-def _problems(given: Mapping[str, Any], key: str, method: str) -> list[tuple[str, str]]:
-    """Return (key, reason) for all that is wrong with an extension that has to have `method`."""
+def _problems(given: Mapping[str, Any], key: str, *methods: str) -> list[tuple[str, str]]:
+    """Return (key, reason) for all that is wrong with an extension that has to have `methods`."""
     name = given.get(USE)
     if not isinstance(name, str) or not is_extension(name):
         return [(f"{key}.{USE}", f"{name!r}: write package.module:Name")]
@@ -88,9 +92,10 @@ def _problems(given: Mapping[str, Any], key: str, method: str) -> list[tuple[str
         return [(f"{key}.{USE}", str(error))]
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         return [(f"{key}.{USE}", f"{name}: is no dataclass, whose fields would be its options")]
-    if not any(method in vars(base) for base in found.__mro__):
-        return [(f"{key}.{USE}", f"{name}: has no method {method}")]
-    if method == "run_event" and found.__hash__ is None:
+    for method in methods:
+        if not any(method in vars(base) for base in found.__mro__):
+            return [(f"{key}.{USE}", f"{name}: has no method {method}")]
+    if "run_event" in methods and found.__hash__ is None:
         return [(f"{key}.{USE}", f"{name}: write @dataclass(eq=False); Composer needs its hash")]
     options = {option: value for option, value in given.items() if option != USE}
     wrong = [(f"{key}.{option}", reason) for option, reason in check_options(options, found)]
@@ -99,6 +104,8 @@ def _problems(given: Mapping[str, Any], key: str, method: str) -> list[tuple[str
             make(given)
         except (TypeError, ValueError) as error:
             wrong.append((key, f"{name}: {error}"))
+        except Exception as error:  # whatever a user's class raises
+            wrong.append((key, f"{name}: {type(error).__name__}: {error}"))
     return wrong
 
 

@@ -204,7 +204,18 @@ def _data(recipe: Recipe) -> Problems:
     for section, streams in (("data", data.streams), ("evaluation", recipe.evaluation.streams)):
         for name, stream in streams.items():
             key = f"{section}.streams.{name}"
-            bad.require(bool(stream.path), f"{key}.path", "is missing")
+            bad.require(bool(stream.path or stream.source), f"{key}.path", "is missing")
+            bad.require(
+                not (stream.path and stream.source),
+                f"{key}.source",
+                "a stream has a path or a source, not both",
+            )
+            for of_folders in ("local", "column"):
+                bad.require(
+                    not (stream.source and getattr(stream, of_folders)),
+                    f"{key}.{of_folders}",
+                    "nothing reads it with a source of your own",
+                )
             bad.require(stream.max_epochs > 0, f"{key}.max_epochs", "must be positive")
     return bad
 

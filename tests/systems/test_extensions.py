@@ -1,6 +1,7 @@
-"""The example of docs/extend.md in runs, and a transform of text."""
+"""The example of docs/extend.md in runs, a source of documents, and a transform of text."""
 
 import re
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -93,3 +94,36 @@ def test_a_transform_changes_what_is_trained_on_and_is_guarded(tiny, extended, t
     )  # fmt: skip
     assert code == 2
     assert "data.streams.code.transform" in text
+
+
+def test_a_source_of_ones_own_is_read_as_a_folder_is_and_a_change_of_it_refused(
+    tiny, extended, tmp_path
+):
+    texts = documents("code", 150)
+    with MDSWriter(out=str(tmp_path / "mds"), columns={"text": "str"}) as writer:
+        for text in texts:
+            writer.write({"text": text})
+    database = tmp_path / "texts.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE texts (text)")
+        connection.executemany("INSERT INTO texts VALUES (?)", [[text] for text in texts])
+    own = (
+        "data.streams.code.path=''",
+        f"data.streams.code.source={{use: 'my_extras:Table', database: {database}}}",
+    )
+    folder = (f"data.streams.code.path={tmp_path / 'mds'}", "data.streams.code.column=text")
+
+    def start(run, *words):
+        code, text = extended(f"run_name={run}", *words)
+        return code, text, [x["data_digest"] for x in metrics(tiny.folder / "runs" / run)]
+
+    code, text, digests = start("table", *own, "phases.0.slots=8192")
+    assert code == 0, text
+    code, text, of_folder = start("folder", *folder, "phases.0.slots=8192")
+    assert code == 0, text
+    assert digests == of_folder
+    with sqlite3.connect(database) as connection:
+        connection.execute("INSERT INTO texts VALUES ('one more')")
+    code, text, _ = start("table", *own, "phases.0.slots=16384")
+    assert code == 2
+    assert "data.streams.code" in text

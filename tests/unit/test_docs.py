@@ -47,7 +47,9 @@ def test_every_key_says_what_it_means(hooks):
 def test_the_navigation_names_every_page():
     nav = (DOCS.parent / "mkdocs.yml").read_text()
     pages = {path.name for path in DOCS.glob("*.md")}
-    assert pages | {"configuration.md"} == set(re.findall(r": ([\w-]+\.md)", nav))
+    assert pages | {"configuration.md", "architecture.md"} == set(
+        re.findall(r": ([\w-]+\.md)", nav)
+    )
 
 
 def test_the_messages_of_the_catalogue_are_in_the_code():
@@ -95,3 +97,16 @@ def test_the_public_names_are_listed_and_there(capsys, monkeypatch):
 
     assert {"encode", "logits", "mlm_loss"} <= set(re.findall(r"`model\.(\w+)\(", page))
     assert all(getattr(MaskedLM, name).__doc__ for name in ("encode", "logits", "mlm_loss"))
+
+
+def test_files_that_pages_name_are_there():
+    root = DOCS.parent
+    own = {f"launchers/profiles/{name}.yaml" for name in ("ours", "slurm", "SYSTEM")}
+    for page in DOCS.glob("*.md"):
+        text = page.read_text()
+        named = re.findall(
+            r"(?<![\w/.-])(?:src|data_prep|yamls|benchmarks|tests|launchers)/[\w./*-]*\w", text
+        )
+        inside = re.findall(r"`((?:kernels|model|tools|train|data)/[\w/]+\.py)`", text)
+        for name in {*named, *(f"src/restomod/{name}" for name in inside)} - own:
+            assert list(root.glob(name)), (page.name, name)

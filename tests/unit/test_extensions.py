@@ -49,6 +49,12 @@ def recipe(tiny, tmp_path, monkeypatch):
         ("callbacks.n={use: 'broken_extras_too:Equal'}", "write @dataclass(eq=False)"),
         ("evaluation.hooks.n={use: 'my_extras:Norms'}", "has no method __call__"),
         ("data.streams.code.transform={use: 'my_extras:Norms'}", "has no method __call__"),
+        ("data.streams.code.source={use: 'my_extras:Norms'}", "has no method shard_documents"),
+        ("data.streams.code.source={use: 'my_extras:Table', databas: a}", "mean `database`?"),
+        (
+            "data.streams.code.source={use: 'my_extras:Table'}",
+            "my_extras:Table: OperationalError: unable to open database file",
+        ),
         ("phases.0.schedule.decay_shape='my_extras:Falling'", "my_extras has no Falling"),
         ("phases.0.schedule.decay_shape=expo", "'expo' is not one of one_minus_sqrt, linear"),
         ("phases.0.schedule.decay_options={halvings: 2.0}", "only a decay_shape of your own has"),

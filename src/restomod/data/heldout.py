@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import numpy as np
 
 from restomod.config import DataConfig, PhaseConfig
+from restomod.data.dataset import Dataset
 from restomod.data.packer import Packer
 from restomod.data.random import keyed_generator
 from restomod.data.rows import CLOSES, OPENS, Row, RowBuilder, SpecialTokens
-from restomod.data.shards import ShardedDataset
 from restomod.data.tokenizer import Tokenizer
 
 
 def heldout_rows(
-    dataset: ShardedDataset,
+    dataset: Dataset,
     phase: PhaseConfig,
     data: DataConfig,
     tokenizer: Tokenizer,
@@ -46,7 +46,7 @@ def heldout_rows(
         yield builder(number, 0, pieces, generator, phase.mask.rate, tokens)
 
 
-def _chunks(dataset: ShardedDataset, length: int) -> Iterator[tuple[np.ndarray, int]]:
+def _chunks(dataset: Dataset, length: int) -> Iterator[tuple[np.ndarray, int]]:
     for shard, documents in enumerate(dataset.shard_documents):
         for document in range(documents):
             tokens = dataset.tokens(shard, document)

@@ -25,6 +25,7 @@ import numpy as np
 
 from restomod.batches import BatchSizes
 from restomod.config import DataConfig, PhaseConfig
+from restomod.data.dataset import Dataset
 from restomod.data.files import DamagedShardError
 from restomod.data.mixture import Odds, stream_draws
 from restomod.data.mlm import mask_rate
@@ -41,7 +42,6 @@ from restomod.data.rows import (
     RowBuilder,
     SpecialTokens,
 )
-from restomod.data.shards import ShardedDataset
 from restomod.data.state import COUNTERS, LaneDelta, LaneState
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
@@ -65,7 +65,7 @@ class LaneSetting:
     """Row with which the phase begins."""
     names: list[str]
     """All streams that the run may draw from, sorted."""
-    datasets: list[ShardedDataset]
+    datasets: list[Dataset]
     orders: list[StreamOrder]
     odds: Odds
     special: SpecialTokens
@@ -79,7 +79,7 @@ class LaneSetting:
         data: DataConfig,
         phase: PhaseConfig,
         first_row: int,
-        datasets: dict[str, ShardedDataset],
+        datasets: dict[str, Dataset],
         tokenizer: Tokenizer,
     ) -> LaneSetting:
         """Make the parts of a phase that begins with row `first_row`."""

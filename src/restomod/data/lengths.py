@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from restomod.data.shards import ShardedDataset
+from restomod.data.dataset import Dataset
 from restomod.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Lengths:
 
 
 def document_lengths(
-    dataset: ShardedDataset, count: int, generator: np.random.Generator
+    dataset: Dataset, count: int, generator: np.random.Generator
 ) -> Lengths | None:
     """Return lengths of documents: `count` of them where a histogram is known, else those of
     documents spread over a few shards, or over one where shards have to be fetched. None where

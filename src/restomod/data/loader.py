@@ -210,7 +210,7 @@ class Loader:
                     {
                         "lane": lane,
                         "stream": dataset.name,
-                        "file": dataset.index.raw[shard].file,
+                        "file": dataset.file(shard),
                         "epoch": epoch,
                         "position": position,
                     }

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from restomod.config import DataConfig, PhaseConfig
+from restomod.data.dataset import Dataset
 from restomod.data.random import keyed_generator
-from restomod.data.shards import ShardedDataset
 
 ASSUMED_DOCUMENTS = 256
 """Documents that an estimated mean counts as, beside those that a lane has drawn itself."""
@@ -33,7 +33,7 @@ class Odds:
         self,
         phase: PhaseConfig,
         data: DataConfig,
-        datasets: Mapping[str, ShardedDataset],
+        datasets: Mapping[str, Dataset],
         names: Sequence[str],
     ) -> None:
         self._asked = np.array([phase.mixture.get(name, 0.0) for name in names])
@@ -75,7 +75,7 @@ def stream_draws(
     return np.minimum(drawn, np.flatnonzero(weights)[-1])
 
 
-def token_shares(phase: PhaseConfig, datasets: Mapping[str, ShardedDataset]) -> dict[str, float]:
+def token_shares(phase: PhaseConfig, datasets: Mapping[str, Dataset]) -> dict[str, float]:
     """Return the share of tokens that is asked of each stream, adding up to 1."""
     asked = {name: share for name, share in phase.mixture.items() if share > 0}
     if phase.mixture_by == "repeat":
@@ -86,9 +86,7 @@ def token_shares(phase: PhaseConfig, datasets: Mapping[str, ShardedDataset]) -> 
     return {name: share / total for name, share in asked.items()}
 
 
-def epochs(
-    phases: Sequence[PhaseConfig], datasets: Mapping[str, ShardedDataset]
-) -> dict[str, float]:
+def epochs(phases: Sequence[PhaseConfig], datasets: Mapping[str, Dataset]) -> dict[str, float]:
     """Return how often the phases together read each stream: at most, special tokens and padding
     taken for ordinary tokens."""
     read = dict.fromkeys(datasets, 0.0)
@@ -98,7 +96,7 @@ def epochs(
     return read
 
 
-def exhausted(phases: Sequence[PhaseConfig], datasets: Mapping[str, ShardedDataset]) -> list[str]:
+def exhausted(phases: Sequence[PhaseConfig], datasets: Mapping[str, Dataset]) -> list[str]:
     """Return a message for each stream that the phases would read more often than `max_epochs`."""
     return [
         f"data.streams.{name}: {datasets[name].attributes.tokens:,} tokens would be read "

@@ -13,45 +13,17 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from restomod.config import DataConfig, StreamConfig
 from restomod.data.cache import Cache, lock_shared
+from restomod.data.dataset import MANIFEST, Dataset, DatasetAttributes
 from restomod.data.files import DamagedShardError, ShardFiles
 from restomod.data.mds import Column, RawShard, parse_index
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
-from restomod.extensions import shared
-
-SAMPLED_SHARDS = 4
-SAMPLED_DOCUMENTS = 64
-"""Documents of each sampled shard."""
-
-
-MANIFEST = "its manifest"
-
-
-@dataclass(frozen=True)
-class DatasetAttributes:
-    """What is known of a data set as a whole."""
-
-    tokens: int
-    """Ordinary tokens of all documents that are not too short."""
-    source: str
-    """Where `tokens` is from, in words."""
-    tokenizer: str = ""
-    """Fingerprint of the tokenizer; empty when not recorded."""
-    histogram: dict[int, int] = field(default_factory=dict)
-    """Documents by the largest power of two that is not above their length; empty when not
-    recorded."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether the tokens were counted, rather than estimated."""
-        return self.source == MANIFEST
 
 
 class OpenShards:
@@ -82,7 +54,7 @@ class OpenShards:
         self._open.clear()
 
 
-class ShardedDataset:
+class ShardedDataset(Dataset):
     """The documents of one MDS folder.
 
     Raises UserError when the folder, its index, or a column that holds documents is missing or
@@ -98,17 +70,10 @@ class ShardedDataset:
         settings: DataConfig | None = None,
         open_shards: OpenShards | None = None,
     ) -> None:
-        self.name = name
+        super().__init__(name, config, tokenizer, settings)
         self.path = config.path
-        self.domain = config.domain or name
-        self.max_epochs = config.max_epochs
-        self.transform = config.transform
-        """What every text goes through, as the recipe names it."""
-        self._tokenizer = tokenizer
-        self._settings = settings or DataConfig()
         self._open_shards = open_shards or OpenShards(self._settings.shards_open_per_rank)
         self.shards_open = self._settings.shards_open_per_rank
-        """Most shards that this process keeps open."""
         self.cache = Cache(
             Path(config.local or Path(cache_dir) / "shards"),
             int(self._settings.cache_limit_gb * 1e9),
@@ -128,25 +93,16 @@ class ShardedDataset:
                 "transform takes text"
             )
         self.fingerprint = self.index.fingerprint
+        self.column_name = self.column.name
         self.shard_documents = self.index.documents
-        self.documents = int(self.shard_documents.sum())
+        self.shard_bytes = self.index.raw_bytes
+        self.stored_bytes = sum(x.bytes for x in self.index.packed or self.index.raw)
+        self.is_text = self.column.is_text
         if self.documents == 0:
             raise UserError(f"{self._files.label('index.json')}: holds no documents")
         if self.cached:
             self.cache.remove_leftovers()
-        self.opened: set[int] = set()
-        """Shards that were read at least once in this process."""
-        self._edges: set[int] = set()
-        if tokenizer:
-            self._edges = {tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id}
-        self.attributes = self._attributes()
-        if tokenizer and self._settings.skip_shorter_than > 1:
-            self.attributes = self._without_short(self.attributes)
-
-    @property
-    def mean_tokens(self) -> float:
-        """Mean ordinary tokens of a document; those that are too short count as empty."""
-        return self.attributes.tokens / self.documents
+        self._describe(self._attributes())
 
     @property
     def cached(self) -> bool:
@@ -158,7 +114,7 @@ class ShardedDataset:
         where they are stored."""
         content = self.stored(shard, document)
         if self.column.is_text:
-            return self._encode(content, shard, document)
+            return self._encode(self._text(content, shard, document))
         if self.column.kind == "bytes" and self.column.dtype is None:
             raise UserError(f"{self.path} (stream {self.name}): bytes need a tokenizer to be read")
         return self._without_edges(content)
@@ -167,9 +123,13 @@ class ShardedDataset:
         """Return a document as it is stored: ids with what is around them, or bytes of text."""
         return self._read_from(shard, document, _OpenShard.document)
 
+    def file(self, shard: int) -> str:
+        """Return a shard's file, relative to the folder."""
+        return self.index.raw[shard].file
+
     def place(self, shard: int, document: int) -> str:
         """Return where a document is stored, for a message."""
-        return f"{self._files.label(self.index.raw[shard].file)}: document {document}"
+        return f"{self._files.label(self.file(shard))}: document {document}"
 
     def prefetch(self, shard: int) -> None:
         """Make a shard ready for opening; raises as opening it would."""
@@ -177,37 +137,14 @@ class ShardedDataset:
 
     def token_counts(self, vocab_size: int, limit: int = 10_000_000) -> np.ndarray:
         """Return how often each id occurs, [vocab_size] int64: from token_counts.npy where the data
-        set has it, else counted over documents from its start up to `limit` tokens, without damaged
-        shards where these are to be skipped."""
+        set has it, else as every data set counts."""
         recorded = Path(self.path) / "token_counts.npy"
+        if not recorded.is_file():
+            return super().token_counts(vocab_size, limit)
         counts = np.zeros(vocab_size, np.int64)
-        if recorded.is_file():
-            stored = np.load(recorded)[:vocab_size]
-            counts[: len(stored)] = stored
-            return counts
-        total = 0
-        for shard, documents in enumerate(self.shard_documents):
-            try:
-                for document in range(documents):
-                    tokens = self.tokens(shard, document).astype(np.int64)
-                    counts += np.bincount(tokens, minlength=vocab_size)[:vocab_size]
-                    total += len(tokens)
-                    if total >= limit:
-                        return counts
-            except DamagedShardError:
-                if self._settings.on_damaged_shard == "stop":
-                    raise
+        stored = np.load(recorded)[:vocab_size]
+        counts[: len(stored)] = stored
         return counts
-
-    def sample(self) -> list[tuple[int, int]]:
-        """Return (shard, document) of documents spread over the data set, some of a few shards."""
-        filled = np.flatnonzero(self.shard_documents)
-        shards = filled[_spread(len(filled), SAMPLED_SHARDS)]
-        return [
-            (int(shard), int(document))
-            for shard in shards
-            for document in _spread(int(self.shard_documents[shard]), SAMPLED_DOCUMENTS)
-        ]
 
     def raw(self, shard: int, document: int) -> np.ndarray:
         """Return a document's bytes as stored, [n] uint8."""
@@ -227,7 +164,7 @@ class ShardedDataset:
     def open_shard(self, shard: int) -> _OpenShard:
         """Open a shard anew; `OpenShards` calls this."""
         self.opened.add(shard)
-        label = self._files.label(self.index.raw[shard].file)
+        label = self._files.label(self.file(shard))
         while True:
             path = self._files.prepare(shard)
             try:
@@ -266,35 +203,7 @@ class ShardedDataset:
             )
         if self._tokenizer is None:
             return DatasetAttributes(max(1, raw_bytes // 4), "the shards' sizes, unread")
-        lengths = [len(tokens) for tokens in self._sampled(self.tokens)]
-        estimate = max(1, round(sum(lengths) / len(lengths) * self.documents))
-        return DatasetAttributes(estimate, f"a sample of {len(lengths)} documents")
-
-    def _without_short(self, found: DatasetAttributes) -> DatasetAttributes:
-        """Take off the tokens of documents that `skip_shorter_than` leaves out, by a sample."""
-        lengths = np.array([len(tokens) for tokens in self._sampled(self.tokens)])
-        kept = lengths[lengths >= self._settings.skip_shorter_than].sum() / max(1, lengths.sum())
-        return replace(
-            found,
-            tokens=max(1, round(found.tokens * kept)),
-            source=f"{found.source}, less the short ones of {len(lengths)} sampled documents",
-        )
-
-    def _sampled(self, read: Callable[[int, int], np.ndarray]) -> list[np.ndarray]:
-        """Read the sample, without damaged shards where these are to be skipped."""
-        found: list[np.ndarray] = []
-        damaged: dict[int, DamagedShardError] = {}
-        for shard, document in self.sample():
-            if shard not in damaged:
-                try:
-                    found.append(read(shard, document))
-                except DamagedShardError as error:
-                    damaged[shard] = error
-                    if self._settings.on_damaged_shard == "stop":
-                        raise
-        if not found:
-            raise next(iter(damaged.values()))
-        return found
+        return self._estimated()
 
     def _recorded_attributes(self) -> DatasetAttributes | None:
         """Return what restomod.json beside the index says."""
@@ -314,28 +223,13 @@ class ShardedDataset:
                 f"{self._files.label('restomod.json')}: cannot be read: {error!r}"
             ) from error
 
-    def _without_edges(self, tokens: np.ndarray) -> np.ndarray:
-        """Take off what was stored around a document. No text encodes to a special token."""
-        begin, end = 0, len(tokens)
-        edges = self._edges
-        while begin < end and int(tokens[end - 1]) in edges:
-            end -= 1
-        while begin < end and int(tokens[begin]) in edges:
-            begin += 1
-        return tokens[begin:end]
-
-    def _encode(self, content: np.ndarray, shard: int, document: int) -> np.ndarray:
-        if self._tokenizer is None:
-            raise UserError(f"{self.path} (stream {self.name}): text needs a tokenizer to be read")
+    def _text(self, content: np.ndarray, shard: int, document: int) -> str:
         try:
-            text = content.tobytes().decode()
+            return content.tobytes().decode()
         except UnicodeDecodeError as error:
             raise DamagedShardError(
                 f"{self.place(shard, document)} is not UTF-8: {error}"
             ) from error
-        if self.transform:
-            text = str(shared(self.transform)(text))
-        return self._tokenizer.encode_batch([text])[0]
 
 
 class _OpenShard:
@@ -380,8 +274,3 @@ def _touch(path: Path) -> None:
     """Mark a file of the cache as used now; another user's cannot be."""
     with suppress(OSError):
         os.utime(path)
-
-
-def _spread(count: int, chosen: int) -> np.ndarray:
-    """Return at most `chosen` numbers below `count`, evenly spread, the first and last included."""
-    return np.unique(np.linspace(0, count - 1, chosen).astype(np.int64))

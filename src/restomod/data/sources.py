@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from restomod.config import Recipe, StreamConfig
+from restomod.config import DataConfig, Recipe, StreamConfig
+from restomod.data.dataset import Dataset
 from restomod.data.labelled import LabelledTexts, read_labelled
 from restomod.data.mixture import exhausted
+from restomod.data.own import OwnDataset
 from restomod.data.shards import OpenShards, ShardedDataset
 from restomod.data.tokenizer import Tokenizer, load_tokenizer
 from restomod.data.working_set import working_set
 from restomod.errors import UserError
+
+
+def open_dataset(
+    name: str,
+    config: StreamConfig,
+    cache_dir: str,
+    tokenizer: Tokenizer | None,
+    data: DataConfig,
+    open_shards: OpenShards | None = None,
+) -> Dataset:
+    """Open the folder or the user's own source that a stream names; raises UserError."""
+    if config.source:
+        return OwnDataset(name, config, tokenizer, data)
+    return ShardedDataset(name, config, cache_dir, tokenizer, data, open_shards)
 
 
 @dataclass
@@ -18,9 +34,9 @@ class Sources:
     """A recipe's tokenizer and opened data sets."""
 
     tokenizer: Tokenizer
-    streams: dict[str, ShardedDataset]
+    streams: dict[str, Dataset]
     """By name, those that a phase's mixture names."""
-    heldout: dict[str, ShardedDataset]
+    heldout: dict[str, Dataset]
     """Evaluation data by name."""
     probes: dict[str, LabelledTexts]
     """Labelled tasks by name."""
@@ -42,12 +58,12 @@ def open_sources(recipe: Recipe, world_size: int = 1) -> Sources:
     except UserError as error:
         problems.append(f"tokenizer: {error}")
 
-    def open_all(section: str, configs: dict[str, StreamConfig]) -> dict[str, ShardedDataset]:
+    def open_all(section: str, configs: dict[str, StreamConfig]) -> dict[str, Dataset]:
         opened = {}
         for name, config in configs.items():
             key = f"{section}.streams.{name}"
             try:
-                opened[name] = ShardedDataset(
+                opened[name] = open_dataset(
                     name, config, recipe.cache_dir, tokenizer, recipe.data, open_shards
                 )
             except UserError as error:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from restomod.config import DataConfig, Recipe
+from restomod.data.dataset import Dataset
 from restomod.data.shards import ShardedDataset
 
 NODE_RANKS = 8
@@ -46,9 +47,7 @@ class WorkingSet:
         return found
 
 
-def working_set(
-    recipe: Recipe, streams: Mapping[str, ShardedDataset], world_size: int
-) -> WorkingSet:
+def working_set(recipe: Recipe, streams: Mapping[str, Dataset], world_size: int) -> WorkingSet:
     """Return what a rank and a node need at once, over all phases."""
     data = recipe.data
     lanes = -(-data.lanes // world_size)
@@ -57,11 +56,12 @@ def working_set(
     most = WorkingSet(0, 0)
     for phase in recipe.trained_phases:
         drawn = [streams[name] for name, share in phase.mixture.items() if share > 0]
+        drawn = [dataset for dataset in drawn if isinstance(dataset, ShardedDataset)]
         shards = [len(dataset.shard_documents) for dataset in drawn]
         opened = sum(min(lanes * 2 * data.shuffle_shards, processes * count) for count in shards)
         cached = sum(
             min(lanes * node_ranks * 3 * data.shuffle_shards, count)
-            * int(dataset.index.raw_bytes.max())
+            * int(dataset.shard_bytes.max())
             for dataset, count in zip(drawn, shards, strict=True)
             if dataset.cached
         )

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from restomod.data.dataset import Dataset
 from restomod.data.random import keyed_generator
-from restomod.data.shards import ShardedDataset
 from restomod.data.tokenizer import Tokenizer
 from restomod.model.encoder import MaskedLM
 
@@ -39,7 +39,7 @@ class Passage:
 
 
 def hidden_words(
-    datasets: Iterable[ShardedDataset], tokenizer: Tokenizer, seed: int, count: int
+    datasets: Iterable[Dataset], tokenizer: Tokenizer, seed: int, count: int
 ) -> list[Passage]:
     """Return up to `count` passages of each data set; the first ones do not depend on `count`."""
     passages: list[Passage] = []
@@ -49,7 +49,7 @@ def hidden_words(
     return passages
 
 
-def _passages(dataset: ShardedDataset, tokenizer: Tokenizer, seed: int) -> Iterator[Passage]:
+def _passages(dataset: Dataset, tokenizer: Tokenizer, seed: int) -> Iterator[Passage]:
     generator = keyed_generator(seed, "fill_mask", dataset.name)
     shards = np.repeat(np.arange(len(dataset.shard_documents)), dataset.shard_documents)
     starts = np.cumsum(dataset.shard_documents) - dataset.shard_documents

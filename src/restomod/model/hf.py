@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,26 +106,45 @@ def load_transformers(folder: str | Path, *, backbone: bool = False) -> MaskedLM
         theirs = {name: x for name, x in theirs.items() if not name.startswith("classifier.")}
         if config.decoder_bias:
             theirs[transformers_name("head.bias")] = torch.zeros(config.vocab_size)
+    model, dtypes = fill(config, theirs, transformers_name, folder, CONFIG, fields)
+    model.origin = Origin(fields, dtypes)
+    return model
+
+
+def fill(
+    config: EncoderConfig,
+    theirs: dict[str, Tensor],
+    name_of: Callable[[str], str],
+    where: Path,
+    asks: str,
+    fields: dict[str, Any],
+) -> tuple[MaskedLM, dict[str, torch.dtype]]:
+    """Return a model of `theirs`, in float32, on the CPU, in eval mode, and the dtypes of what was
+    read, by our names.
+
+    `name_of` gives their name of ours; `where` and `asks` are the files that messages name.
+    Empties `theirs`. Raises UserError unless it holds each weight, in its shape, and no other.
+    """
     with torch.device("meta"):
         model = MaskedLM(config)
     weights = {}
     dtypes = {}
     for name, parameter in model.state_dict().items():
-        tensor = theirs.pop(transformers_name(name), None)
+        tensor = theirs.pop(name_of(name), None)
         if tensor is None:
             raise UserError(
-                f"{folder}: the weights lack {transformers_name(name)}; a whole "
-                "ModernBertForMaskedLM is needed, encoder and head"
+                f"{where}: the weights lack {name_of(name)}; a whole masked-language model is "
+                "needed, encoder and head"
                 + (f", and this is {fields['architectures']}" if "architectures" in fields else "")
             )
         if tensor.shape != parameter.shape:
             raise UserError(
-                f"{folder}: {transformers_name(name)} has shape {list(tensor.shape)}, "
-                f"but {CONFIG} asks for {list(parameter.shape)}"
+                f"{where}: {name_of(name)} has shape {list(tensor.shape)}, "
+                f"but {asks} asks for {list(parameter.shape)}"
             )
         if not tensor.is_floating_point() or tensor.dtype == torch.float64:
             raise UserError(
-                f"{folder}: {transformers_name(name)} holds {tensor.dtype}; weights of float32 or "
+                f"{where}: {name_of(name)} holds {tensor.dtype}; weights of float32 or "
                 "fewer bits are read"
             )
         weights[name] = tensor.to(torch.float32)
@@ -133,16 +153,13 @@ def load_transformers(folder: str | Path, *, backbone: bool = False) -> MaskedLM
     if decoder is not None and not torch.equal(
         decoder.float(), weights["encoder.embedding.weight"]
     ):
-        raise UserError(f"{folder}: {TIED} differs from the embedding; they must be tied")
+        raise UserError(f"{where}: {TIED} differs from the embedding; they must be tied")
     if decoder is not None:
         dtypes[TIED] = decoder.dtype
     if theirs:
-        raise UserError(
-            f"{folder}: weights that ModernBertForMaskedLM does not have: {_few(theirs)}"
-        )
+        raise UserError(f"{where}: weights that a ModernBERT does not have: {_few(theirs)}")
     model.load_state_dict(weights, assign=True)
-    model.origin = Origin(fields, dtypes)
-    return model.requires_grad_(True).eval()
+    return model.requires_grad_(True).eval(), dtypes
 
 
 def save_transformers(

@@ -75,7 +75,7 @@ def fingerprint(sources: Sources) -> dict[str, str]:
     for name, dataset in sources.streams.items():
         key = f"data.streams.{name}"
         identity[key] = dataset.fingerprint
-        identity[f"{key}.column"] = dataset.column.name
+        identity[f"{key}.column"] = dataset.column_name
         identity[f"{key}.tokens"] = str(dataset.attributes.tokens)
         if dataset.transform:
             identity[f"{key}.transform"] = json.dumps(dataset.transform, sort_keys=True)

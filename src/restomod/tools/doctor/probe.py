@@ -257,7 +257,7 @@ def needs(recipe: Recipe, sources: Sources, place: Place, device: str) -> Needs:
     count = sum(parameters(recipe.model, vocab_size))
     used = working_set(recipe, sources.streams, place.world_size)
     shards = recipe.parallel.shards(place.world_size, place.ranks_per_node)
-    cached = sum(int(s.index.raw_bytes.sum()) for s in sources.streams.values() if s.cached)
+    cached = sum(int(s.shard_bytes.sum()) for s in sources.streams.values() if s.cached)
     kept = recipe.checkpoint
     memories = [
         phase_memory(recipe, phase, vocab_size, device, shards, place.world_size)

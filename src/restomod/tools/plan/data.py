@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from restomod.config import PhaseConfig, Recipe
+from restomod.data.dataset import Dataset
 from restomod.data.mixture import exhausted, token_shares
 from restomod.data.rows import SpecialTokens
-from restomod.data.shards import ShardedDataset
+from restomod.data.sources import open_dataset
 from restomod.data.tokenizer import Tokenizer
 from restomod.data.working_set import working_set
 from restomod.errors import UserError
@@ -32,22 +33,20 @@ SMALL_ROW = 16_384
 
 def open_streams(
     recipe: Recipe, tokenizer: Tokenizer | None
-) -> tuple[dict[str, ShardedDataset], dict[str, str]]:
+) -> tuple[dict[str, Dataset], dict[str, str]]:
     """Return the streams that are here, and why the others are not."""
-    streams: dict[str, ShardedDataset] = {}
+    streams: dict[str, Dataset] = {}
     missing: dict[str, str] = {}
     for name in sorted({name for phase in recipe.phases for name in phase.mixture}):
         config = recipe.data.streams[name]
         try:
-            streams[name] = ShardedDataset(name, config, recipe.cache_dir, tokenizer, recipe.data)
+            streams[name] = open_dataset(name, config, recipe.cache_dir, tokenizer, recipe.data)
         except UserError as error:
             missing[name] = str(error)
     return streams, missing
 
 
-def working_set_lines(
-    recipe: Recipe, streams: Mapping[str, ShardedDataset], world_size: int
-) -> list[str]:
+def working_set_lines(recipe: Recipe, streams: Mapping[str, Dataset], world_size: int) -> list[str]:
     """Say what is open and cached at once; raises UserError where data does not last, or where that
     is more than the recipe allows."""
     data = recipe.data
@@ -63,7 +62,7 @@ def working_set_lines(
     if cached:
         lines.append(
             f"cache: shards in use take up to {needed.cached_bytes / 1e9:.3g} GB of a node, "
-            f"all data {sum(int(d.index.raw_bytes.sum()) for d in cached) / 1e9:.3g} GB, "
+            f"all data {sum(int(d.shard_bytes.sum()) for d in cached) / 1e9:.3g} GB, "
             f"{data.cache_limit_gb:g} GB are allowed"
         )
     return lines
@@ -72,7 +71,7 @@ def working_set_lines(
 def mixture_lines(
     recipe: Recipe,
     phase: PhaseConfig,
-    streams: Mapping[str, ShardedDataset],
+    streams: Mapping[str, Dataset],
     missing: Mapping[str, str],
 ) -> list[str]:
     """Say what a phase reads of each stream, and how often."""
@@ -103,7 +102,7 @@ def mixture_lines(
 def packing_lines(
     recipe: Recipe,
     phase: PhaseConfig,
-    streams: Mapping[str, ShardedDataset],
+    streams: Mapping[str, Dataset],
     packing: Packing,
 ) -> list[str]:
     """Say how full rows will be, and what keeps them from being full."""
@@ -141,17 +140,19 @@ def packing_lines(
 
 
 def reading_section(
-    recipe: Recipe, cost: PhaseCost, streams: Mapping[str, ShardedDataset], target: Target
+    recipe: Recipe, cost: PhaseCost, streams: Mapping[str, Dataset], target: Target
 ) -> Section:
     """Compare what a node's ranks read in a phase with what its loader processes deliver."""
     phase, data = cost.phase, recipe.data
     shares = token_shares(phase, streams)
-    stored = sum(share * _bytes_per_token(streams[name]) for name, share in shares.items())
+    stored = sum(
+        share * streams[name].stored_bytes / streams[name].attributes.tokens
+        for name, share in shares.items()
+    )
     node = cost.tokens / cost.seconds * target.node_ranks / target.ranks
     ids = LOADED_IDS if phase.row_tokens >= SMALL_ROW else LOADED_IDS_SMALL
     worker = 1 / sum(
-        share / (LOADED_TEXT if streams[name].column.is_text else ids)
-        for name, share in shares.items()
+        share / (LOADED_TEXT if streams[name].is_text else ids) for name, share in shares.items()
     )
     processes = max(1, data.workers) * target.node_ranks
     lines = [
@@ -164,12 +165,6 @@ def reading_section(
         needed = -(-node // (worker * target.node_ranks))
         lines.append(f"{WARNING}loading will not keep up: use {needed:.0f} data.workers or more")
     return Section(f"reading data in phase {phase.name}", lines)
-
-
-def _bytes_per_token(dataset: ShardedDataset) -> float:
-    index = dataset.index
-    packed = sum(shard.bytes for shard in index.packed) if index.packed else 0
-    return (packed or int(index.raw_bytes.sum())) / dataset.attributes.tokens
 
 
 def lane_lines(recipe: Recipe, target: Target) -> list[str]:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from restomod.config import PhaseConfig, Recipe
+from restomod.data.dataset import Dataset
 from restomod.data.lengths import document_lengths
 from restomod.data.mixture import Odds, stream_draws
 from restomod.data.packer import Packer
 from restomod.data.random import keyed_generator
 from restomod.data.rows import CLOSES, OPENS, SpecialTokens
-from restomod.data.shards import ShardedDataset
 
 PACKED_TOKENS, PACKED_CHUNKS = 1 << 21, 20_000
 """Packing ends after so many tokens or mean chunks, whichever is less."""
@@ -53,7 +53,7 @@ def full_chunks(phase: PhaseConfig, special: SpecialTokens) -> Packing:
 
 
 def expected_packing(
-    recipe: Recipe, phase: PhaseConfig, streams: Mapping[str, ShardedDataset]
+    recipe: Recipe, phase: PhaseConfig, streams: Mapping[str, Dataset]
 ) -> Packing | None:
     """Pack rows of a phase as a lane does; None where the lengths of a stream cannot be told."""
     data = recipe.data

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from restomod.config import PhaseConfig, Recipe
+from restomod.data.dataset import Dataset
 from restomod.data.rows import SpecialTokens
-from restomod.data.shards import ShardedDataset
 from restomod.data.tokenizer import load_tokenizer
 from restomod.errors import UserError
 from restomod.model.memory import parameters
@@ -156,7 +156,7 @@ def _model(recipe: Recipe, vocab_size: int) -> list[str]:
 def _packing(
     recipe: Recipe,
     phase: PhaseConfig,
-    streams: Mapping[str, ShardedDataset],
+    streams: Mapping[str, Dataset],
     missing: Mapping[str, str],
 ) -> Packing:
     used = [name for name, share in phase.mixture.items() if share > 0]
@@ -169,7 +169,7 @@ def _packing(
 def _phase(
     recipe: Recipe,
     phase: PhaseConfig,
-    streams: Mapping[str, ShardedDataset],
+    streams: Mapping[str, Dataset],
     missing: Mapping[str, str],
     packing: Packing,
     cost: PhaseCost,

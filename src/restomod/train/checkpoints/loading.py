@@ -1,4 +1,5 @@
-"""Reads what `saving.py` wrote, without running code that somebody put into it.
+"""Reads what `saving.py` wrote, and others' checkpoints, without running code that somebody put
+into them.
 
 In: a checkpoint's folder that `manifest.verify` found whole. Out: tensors and numbers. A manifest
 says that files are as they were written, not who wrote them, and torch.distributed.checkpoint keeps
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +110,61 @@ def _read_index(folder: Path) -> Any:
     if outside := sorted(str(path) for path in files if path.name != str(path)):
         raise UserError(f"{folder / METADATA}: names {outside[0]}, outside of its folder")
     return index
+
+
+_WEIGHTS = {
+    "collections": ("OrderedDict",),
+    "torch": ("Size", "UntypedStorage"),
+    "torch.storage": ("UntypedStorage",),
+    "torch._utils": ("_rebuild_parameter", "_rebuild_tensor_v2"),
+}
+"""What tensors in a torch.save file are made of; storages' types are torch.load's to find."""
+
+
+def load_foreign(file: Path) -> Any:
+    """Return what others wrote with torch.save, on the CPU, tensors mapped from the file.
+
+    Nothing that it names is imported or called, but for what tensors are made of: in the place of
+    all else (generators' states, times, metrics, tokenizers) stands an `Unread`. Raises UserError
+    for files of another kind.
+    """
+    wanted = "expected a checkpoint as torch.save writes it (not compressed, no older format)"
+    if not zipfile.is_zipfile(file):
+        raise UserError(f"{file}: is no zip file; {wanted}")
+    try:
+        with zipfile.ZipFile(file) as archive:  # a TorchScript archive would be run
+            if any(Path(name).name == "constants.pkl" for name in archive.namelist()):
+                raise UserError(f"{file}: is a TorchScript archive; {wanted}")
+        return torch.load(
+            file, map_location="cpu", mmap=True, weights_only=False, pickle_module=_Foreign
+        )
+    except UserError:
+        raise
+    except Exception as error:  # what a damaged pickle raises is left open
+        raise UserError(f"{file}: cannot be read: {error}; {wanted}") from error
+
+
+class Unread:
+    """Stands for a value of a foreign checkpoint that is no tensor and no plain value."""
+
+    def __new__(cls, *_: Any, **__: Any) -> Unread:
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def _ignore(self, *_: Any, **__: Any) -> Unread:
+        return self
+
+    __call__ = __setitem__ = __setstate__ = append = extend = add = _ignore
+
+
+class _Foreign:
+    """What torch.load takes for the module `pickle`."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+            if dtype or name in _WEIGHTS.get(module, ()):
+                return super().find_class(module, name)
+            return Unread
