@@ -5,6 +5,7 @@
 # make test-long  runs what takes up to two hours: faults, soaks, mutation testing; logs in runs/
 # make mutation  mutation testing alone; make coverage  the lines that `make test`'s tests run
 # make bench  runs every benchmark beside its peers, half an hour on two cores, and writes docs/performance.md
+# make ablations  compares choices of a recipe on the demo's text: docs/ablations.md, 90 runs, half an hour on two free cores
 # make setup  only sets up: skipped when nothing changed
 # make docs   builds the documentation into site/
 # make lock   resolves the dependencies anew
@@ -27,7 +28,7 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --
 # Two tests at a time, those of a file one after the other, since they share runs. PARALLEL= for one at a time.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: setup demo test test-systems test-systems-quick test-long mutation coverage bench lint docs lock clean
+.PHONY: setup demo test test-systems test-systems-quick test-long mutation coverage bench ablations lint docs lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -111,6 +112,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+ablations: $(STAMP)
+	$(BIN)/python -m benchmarks.ablations
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

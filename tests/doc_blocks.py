@@ -28,6 +28,7 @@ RUN = (
 ELSEWHERE = {"use": "tests/systems/test_use.py", "evaluate": "tests/systems/test_suites.py"}
 """Pages whose commands, or the like of them, another test runs."""
 NOT_RUN = {
+    ".venv/mutation/bin/mutmut": "tests/long/mutation.py does",
     "composer -n": "tests/systems/test_launchers.py does",
     "make ": "people and .ci/run do",
     "pip install": "the environment has it",

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = [
     line.partition("#")[0].strip()
-    for block in re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)
+    if not language
     for line in block.splitlines()
 ]
 

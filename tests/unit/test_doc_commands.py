@@ -25,6 +25,7 @@ ROOT = DOCS.parent
 OURS = ("yamls/", "launchers/", "benchmarks/", "tests/", "data_prep/")
 """What paths begin with that must be here, but for the user's launchers/profiles/ours.yaml."""
 OTHERS = {
+    ".venv/mutation/bin/mutmut": "a library's own command",
     "docker build": "builds an image",
     "hf download": "fetches from the hub",
     "mkdir -p": "the shell's",
@@ -104,8 +105,9 @@ def check(words, shown):
         check_recipe(cli.parse_train(words[2:]), shown)
     elif words[:3] == ["python", "-m", "pytest"]:
         assert (ROOT / words[3]).exists()
-    elif words[:3] == ["python", "-m", "benchmarks"]:
-        check_script("benchmarks", *words[3:])
+    elif words[:2] == ["python", "-m"] and words[2].split(".")[0] == "benchmarks":
+        folder = words[2].replace(".", "/")
+        check_script(folder if (ROOT / folder).is_dir() else f"{folder}.py", *words[3:])
     elif program == "python":
         check_script(*rest)
     elif program == "torchrun":
