@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.ablations.__main__ import make_parser
 from restomod import cli
 from restomod.config import Recipe
 from restomod.eval.suite import Suite, find_suite
@@ -104,6 +105,8 @@ def check(words, shown):
         check_recipe(cli.parse_train(words[2:]), shown)
     elif words[:3] == ["python", "-m", "pytest"]:
         assert (ROOT / words[3]).exists()
+    elif words[:3] == ["python", "-m", "benchmarks.ablations"]:
+        make_parser().parse_args(words[3:])
     elif program == "python":
         check_script(*rest)
     elif program == "torchrun":
