@@ -3,6 +3,9 @@
 # make test-systems  runs the longer tests: clusters (Ray, Slurm), an S3 server, nodes, launchers, whole runs
 # make test-systems-quick  leaves out those that take minutes each
 # make ablations  compares choices of a recipe on the demo's text: docs/ablations.md, 90 runs, half an hour on two free cores
+# make test-long  runs what takes up to two hours: faults, soaks, mutation testing; logs in runs/
+# make mutation  mutation testing alone; make coverage  the lines that `make test`'s tests run
+# make bench  runs every benchmark beside its peers, half an hour on two cores, and writes docs/performance.md
 # make setup  only sets up: skipped when nothing changed
 # make docs   builds the documentation into site/
 # make lock   resolves the dependencies anew
@@ -16,6 +19,7 @@ DOMAINS := code prose science
 
 HF5 := $(VENV)/transformers-5
 CLUSTERS := $(VENV)/clusters
+MUTATION := $(VENV)/mutation
 # W&B's sweeps package, which wants an old numpy, is there for its schema alone.
 UNUSED := $(addprefix --no-emit-package ,scikit-learn scipy joblib threadpoolctl cloudpickle narwhals)
 COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
@@ -24,7 +28,7 @@ COMPILE := uv pip compile --universal --python-version 3.11 --generate-hashes --
 # Two tests at a time, those of a file one after the other, since they share runs. PARALLEL= for one at a time.
 PARALLEL ?= -n 2 --dist loadfile
 
-.PHONY: setup demo ablations test test-systems test-systems-quick lint docs lock clean
+.PHONY: setup demo ablations test test-systems test-systems-quick test-long mutation coverage bench lint docs lock clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -63,6 +67,22 @@ test-systems: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
 test-systems-quick: $(STAMP) $(HF5)/.set-up $(CLUSTERS)/.set-up
 	$(BIN)/python -m pytest tests/systems -m "not slow" $(PARALLEL)
 
+test-long: $(STAMP)
+	@mkdir -p runs
+	bash -o pipefail -c '$(BIN)/python -m pytest tests/long -s --durations=0 2>&1 | tee runs/test-long.txt'
+	@$(MAKE) mutation
+
+mutation: $(MUTATION)/.set-up
+	@mkdir -p runs
+	bash -o pipefail -c '$(MUTATION)/bin/python tests/long/mutation.py | tee runs/mutation.txt'
+
+coverage: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=
+	$(BIN)/coverage report --sort=cover
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
 # A second environment, which takes torch and all that it lacks from the first.
 $(HF5)/.set-up: tests/systems/transformers-5.lock $(STAMP)
 	$(BIN)/python -m venv --clear --without-pip $(HF5)
@@ -79,6 +99,15 @@ $(CLUSTERS)/.set-up: tests/systems/clusters.lock $(STAMP)
 	  || $(BIN)/python -m pip --python $(CLUSTERS)/bin/python install --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
+# A fourth one, with mutmut, whose own needs would move others' versions; torch comes from the first.
+$(MUTATION)/.set-up: tests/long/mutation.lock $(STAMP)
+	$(BIN)/python -m venv --clear --without-pip $(MUTATION)
+	$(BIN)/uv pip install --quiet --python $(MUTATION)/bin/python --no-deps --require-hashes -r $< \
+	  || $(BIN)/python -m pip --python $(MUTATION)/bin/python install --quiet --no-deps --require-hashes -r $<
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > "$$($(MUTATION)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/first.pth"
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -93,6 +122,7 @@ docs: $(STAMP)
 lock:
 	$(BIN)/$(COMPILE) pyproject.toml --extra judge --group dev -o requirements.lock
 	echo 'transformers>=5,<6' | $(BIN)/$(COMPILE) - -o tests/systems/transformers-5.lock
+	echo 'mutmut>=3.8' | $(BIN)/$(COMPILE) - -o tests/long/mutation.lock
 	echo 'numpy>=2' | $(BIN)/$(COMPILE) --override - tests/systems/clusters.in -o tests/systems/clusters.lock $(UNUSED)
 
 clean:

@@ -22,30 +22,29 @@ exclude padding for everybody. Memory is what exists at most over what did befor
 float32 and memory reuse (`keep_freed_memory`) is on for everybody; on CUDA all run under bf16
 autocast.
 
-    OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 python benchmarks/inference.py --sizes 17m
-    python benchmarks/inference.py --device cuda --sizes 150m,395m --documents 8192 --rounds 10
+    OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=1000 python -m benchmarks.inference --sizes 17m
+    python -m benchmarks.inference --device cuda --sizes 150m,395m --documents 8192 --rounds 10
 """
 
-import argparse
+from __future__ import annotations
+
 import contextlib
 import importlib.util
-import os
 import statistics
-import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import encoder_step
 import numpy as np
 import torch
-from encoder_step import SIZES, machine, settle
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from transformers import BertConfig, BertModel, ModernBertModel
 
+from benchmarks.record import Report, parser_of
+from benchmarks.training.documents import PAD, SIZES, encoder_config
+from benchmarks.training.measure import device_name, peak_bytes, settle
 from restomod.model.config import EncoderConfig
 from restomod.model.cpu import keep_freed_memory
 from restomod.model.encoder import MaskedLM
@@ -56,7 +55,6 @@ from restomod.vectors.texts import TextEncoder
 LENGTHS = {512: 64, 8192: 1024}
 """Longest document, and the standard deviation of the variable lengths."""
 KINDS = ("fixed", "variable", "lognormal")
-CONTENDERS = ("ours", "padded", "batch", "sorted", "bert")
 NAMES = {
     "ours": "restomod, unpadded",
     "padded": "ModernBertModel, padded to the limit",
@@ -64,11 +62,10 @@ NAMES = {
     "sorted": "ModernBertModel, sorted and padded",
     "bert": "BertModel, padded to the limit",
 }
-DOCUMENTS = {("17m", 512): 64, ("17m", 8192): 6, ("150m", 512): 12, ("150m", 8192): 2}
+DOCUMENTS = {("17m", 512): 32, ("17m", 8192): 2, ("150m", 512): 12, ("150m", 8192): 2}
 """On a CPU, unless --documents says otherwise; other sizes take the 17 M model's."""
 PADDED_TOKENS = {"cpu": (1024, 4096, 16_384), "cuda": (32_768, 131_072, 524_288)}
-"""Sizes of padded batches that are tried, in tokens."""
-PAD = 0
+"""Sizes of padded batches that are tried, in tokens; a document at least."""
 Documents = list[np.ndarray]
 
 
@@ -138,9 +135,10 @@ def theirs(model: Any, limit: int, by_length: bool) -> Contender:
     return Contender(embed, True)
 
 
-def contenders_of(names: list[str], config: EncoderConfig, longest: int) -> dict[str, Contender]:
+def contenders_of(
+    names: list[str], config: EncoderConfig, longest: int, device: torch.device
+) -> dict[str, Contender]:
     """Return those named; ours and ModernBertModel with the same weights."""
-    device = encoder_step.DEVICE
     model = MaskedLM(config).eval()
     initialize(model, seed=0)
     made = {}
@@ -182,85 +180,89 @@ def bert_like(config: EncoderConfig, longest: int) -> BertModel:
     )
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Return the most that `work` allocates over what exists before it."""
-    if encoder_step.DEVICE.type == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        work()
-    return encoder_step.peak_of(profiler)
-
-
-def compare(size: str, longest: int, kind: str, names: list[str], options: Any) -> list[str]:
-    """Time the contenders on one size and one kind of documents; return lines of a report."""
-    fields = ("layers", "hidden_size", "heads", "intermediate_size", "vocab_size")
-    shape = dict(zip(fields, SIZES[size], strict=True))
-    config = EncoderConfig(**shape, pad_id=PAD, cls_id=1, sep_id=2, max_sequence_length=longest)
+def compare(report: Report, size: str, longest: int, kind: str, options: Namespace) -> None:
+    """Time the contenders on one size and one kind of documents."""
+    device = torch.device(options.device)
+    config = encoder_config(size, longest)
     count = options.documents or DOCUMENTS.get((size, longest)) or DOCUMENTS["17m", longest]
     documents = synthetic(longest, kind, count, config.vocab_size)
+    names = options.contenders.split(",")
     if kind == "fixed":  # batches are all of one length: there is nothing to sort or spare
         names = [name for name in names if name not in ("batch", "sorted")]
     if longest > 512:
         names = [name for name in names if name != "bert"]
-    contenders = contenders_of(names, config, longest)
-    sizes = {name: best_size(contender, documents) for name, contender in contenders.items()}
+    contenders = contenders_of(names, config, longest, device)
+    sizes = {name: best_size(c, documents, device) for name, c in contenders.items()}
     vectors = {name: c.embed(documents, sizes[name]) for name, c in contenders.items()}
-    check_vectors({name: v for name, v in vectors.items() if name != "bert"})
+    check_vectors({name: v for name, v in vectors.items() if name != "bert"}, device)
     peaks = {
-        name: peak_bytes(lambda name=name: contenders[name].embed(documents, sizes[name]))
-        for name in contenders
+        name: peak_bytes(lambda c=c, n=name: c.embed(documents, sizes[n]), device)  # type: ignore[misc]
+        for name, c in contenders.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     busy: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.rounds):
         for name, contender in contenders.items():
-            settle()
+            settle(device)
             start, used = time.perf_counter(), time.process_time()
             contender.embed(documents, sizes[name])
             seconds[name].append(time.perf_counter() - start)
             busy[name].append(time.process_time() - used)
     tokens = sum(map(len, documents))
-    lines = [
-        f"{size}, {kind} lengths up to {longest}: {count} documents, {tokens} tokens, "
+    table = report.table(
+        f"{size}, {kind} lengths up to {longest:,}: {count} documents, {tokens:,} tokens, "
         f"{options.rounds} rounds",
-        f"  {'':<38}{'tokens/s':>9}{'ours / this':>13}{'least':>8}{'most':>8}"
-        f"{'CPU time':>10}{'memory':>10}{'batch':>8}",
-    ]
+        "contender",
+        "tokens/s",
+        "ours / this",
+        "least",
+        "most",
+        "CPU time",
+        "memory",
+        "batch",
+    )
     for name, times in seconds.items():
         ratios = [t / o for t, o in zip(times, seconds.get("ours", times), strict=True)]
-        lines.append(
-            f"  {NAMES[name]:<38}{tokens / statistics.median(times):>9.0f}"
-            f"{statistics.median(ratios):>12.2f}x{min(ratios):>7.2f}x{max(ratios):>7.2f}x"
-            f"{min(busy[name]) / min(busy.get('ours', busy[name])):>9.2f}x"
-            f"{peaks[name] / 1e9:>8.2f} GB{sizes[name]:>8}"
+        cpu = min(busy[name]) / min(busy.get("ours", busy[name]))
+        table.row(
+            NAMES[name],
+            f"{tokens / statistics.median(times):,.0f}",
+            f"{statistics.median(ratios):.2f}x",
+            f"{min(ratios):.2f}x",
+            f"{max(ratios):.2f}x",
+            f"{cpu:.2f}x",
+            f"{peaks[name] / 1e9:.2f} GB",
+            f"{sizes[name]:,}" if contenders[name].pads else "",
         )
-    return lines
+        case = f"{size}, {kind} up to {longest}"
+        report.figures[f"{case}, {name}: tokens/s"] = tokens / statistics.median(times)
+        if name != "ours" and "ours" in seconds:
+            report.figures[f"{case}: times {name}"] = statistics.median(ratios)
+            report.figures[f"{case}: CPU time, times {name}"] = cpu
 
 
-def best_size(contender: Contender, documents: Documents) -> int:
+def best_size(contender: Contender, documents: Documents, device: torch.device) -> int:
     """Return the size of padded batches that takes the least time for some of the documents."""
     if not contender.pads:
-        return 16_384
+        return 0
     some = documents[: max(2, len(documents) // 4)]
-    clock = time.process_time if encoder_step.DEVICE.type == "cpu" else time.perf_counter
+    longest = max(map(len, documents))
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     times = {}
-    for tokens in PADDED_TOKENS[encoder_step.DEVICE.type]:
+    for tokens in sorted({max(longest, tokens) for tokens in PADDED_TOKENS[device.type]}):
         try:
             start = clock()
             contender.embed(some, tokens)
-            settle()
+            settle(device)
             times[tokens] = clock() - start
         except torch.OutOfMemoryError:
             break
     return min(times, key=lambda tokens: times[tokens])
 
 
-def check_vectors(vectors: dict[str, np.ndarray]) -> None:
+def check_vectors(vectors: dict[str, np.ndarray], device: torch.device) -> None:
     """Raise RuntimeError unless all with our weights have the same vectors."""
-    bound = 1e-4 if encoder_step.DEVICE.type == "cpu" else 0.05  # bf16 rounds in other places
+    bound = 1e-4 if device.type == "cpu" else 0.05  # bf16 rounds in other places
     first = next(iter(vectors.values()))
     for name, other in vectors.items():
         difference = float(np.abs(first - other).max())
@@ -269,37 +271,25 @@ def check_vectors(vectors: dict[str, np.ndarray]) -> None:
 
 
 def main() -> None:
-    """Run the comparison and print it; with --out, write it to a file too."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", default="17m", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--lengths", default="512,8192", help="of 512, 8192")
     parser.add_argument("--kinds", default=",".join(KINDS), help="of %(default)s")
-    parser.add_argument("--contenders", default=",".join(CONTENDERS), help="of %(default)s")
+    parser.add_argument("--contenders", default=",".join(NAMES), help="of %(default)s")
     parser.add_argument("--documents", type=int, help="the paper has 8192")
-    parser.add_argument("--rounds", type=int, default=5, help="the paper has 10")
+    parser.add_argument("--rounds", type=int, default=3, help="the paper has 10")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    encoder_step.DEVICE = torch.device(options.device)
+    if options.quick:
+        options.sizes, options.lengths, options.kinds = "tiny", "512", "variable"
+        options.documents, options.rounds = 8, 1
     keep_freed_memory()
-    command = f"python benchmarks/inference.py {' '.join(sys.argv[1:])}"
-    policy = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    command = " ".join([*(f"{x}={os.environ[x]}" for x in policy if x in os.environ), command])
-    lines = [command, *machine()]
-    sys.stdout.write("\n".join(lines) + "\n")
-    for size in options.sizes.split(","):
-        for longest in map(int, options.lengths.split(",")):
-            for kind in options.kinds.split(","):
-                if kind == "lognormal" and longest > 512:
-                    continue
-                names = options.contenders.split(",")
-                report = ["", *compare(size, longest, kind, names, options)]
-                sys.stdout.write("\n".join(report) + "\n")
-                sys.stdout.flush()
-                lines += report
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("\n".join(lines) + "\n")
+    with Report(options, device_name(torch.device(options.device))) as report:
+        for size in options.sizes.split(","):
+            for longest in map(int, options.lengths.split(",")):
+                for kind in options.kinds.split(","):
+                    if kind != "lognormal" or longest == 512:
+                        compare(report, size, longest, kind, options)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Two trillion tokens through the system, on paper, at 64 and 512 H100s.
 
-    python benchmarks/trillions.py            # the tables of docs/scale.md
-
-Every figure follows from `ASSUMED` (said there, with its source), from logs in benchmarks/results,
-or from the repository's own models of memory, FLOPs and communication. Nothing ran at this size.
+In: benchmarks' results. Out: the tables of docs/scale.md, which benchmarks/page.py writes. Every
+figure follows from `ASSUMED` (said there, with its source), from `Measured`, or from the
+repository's own models of memory, FLOPs and communication. Nothing ran at this size.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from restomod.config import ModelConfig
 from restomod.gpus import gpu_named
@@ -41,10 +41,6 @@ class Assumed:
     shuffle_shards: int = 4
     text_bytes: float = 4.4
     """Of English web text, a token."""
-    prepared_tokens_per_core_s: float = 54e3
-    """Reading, near duplicates, tokenising and writing, of one core: 4.46 M tokens in 40.9 s on two
-    cores that others used too (benchmarks/results/prepare-cpu.txt, the tokenizer's training left
-    out)."""
     failures_per_gpu_hour: float = 419 / (54 * 24 * 16_384)
     """Unexpected interruptions of Llama 3's 54 days on 16,384 H100s (arXiv 2407.21783, 3.3.4)."""
     restart_s: float = 300.0
@@ -55,11 +51,33 @@ class Assumed:
     """ModernBERT-base's published one (26 % at 1,024, docs/plan.md), and our aim."""
     price: float = 2.5
     """Dollars for a GPU hour."""
-    loader_tokens_s: float = 10.4e6
-    """Of one loader process (benchmarks/results/data-cpu.txt, rows of 65,536)."""
-    start_s: float = 1.6
-    start_mb: float = 94.0
-    """To the first document of each of 64 lanes, 2 x 10^9 documents in 40,000 shards (same log)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What benchmarks found, on a machine of two cores."""
+
+    prepared_tokens_per_core_s: float
+    """Reading, near duplicates, tokenising and writing, of one core; the tokenizer's training left
+    out (benchmarks/results/prepare.txt)."""
+    loader_tokens_s: float
+    """Of one loader process (loading.txt, rows of 65,536)."""
+    start_s: float
+    start_mb: float
+    """To the first row of each of 64 lanes, 2 x 10^9 documents in 40,000 shards (start-up.txt)."""
+
+    @classmethod
+    def of(cls, results: dict[str, dict[str, Any]]) -> Measured:
+        """Raises KeyError where a benchmark has failed."""
+        prepare, loading, start = (
+            results[part]["figures"] for part in ("prepare", "loading", "start-up")
+        )
+        return cls(
+            prepare["all stages but the tokenizer's training, tokens/s and core"],
+            loading["tokens/s, restomod, rows of 65,536"],
+            start["restomod, s"],
+            start["restomod, MB"],
+        )
 
 
 ASSUMED = Assumed()
@@ -77,14 +95,14 @@ def total_flops(model: ModelConfig) -> float:
     )
 
 
-def at_rest() -> list[tuple[str, str, str]]:
+def at_rest(measured: Measured) -> list[tuple[str, str, str]]:
     """Return rows (what, how much, from what) that no number of GPUs changes."""
     a = ASSUMED
     tokens = sum(tokens for tokens, _ in PHASES)
     documents = tokens / a.tokens_per_document
     shards = tokens * a.stored_bytes / a.shard_bytes
     weights = sum(parameters(ModelConfig(), VOCABULARY))
-    core_hours = tokens / a.prepared_tokens_per_core_s / 3600
+    core_hours = tokens / measured.prepared_tokens_per_core_s / 3600
     return [
         (
             "tokens, documents",
@@ -110,7 +128,7 @@ def at_rest() -> list[tuple[str, str, str]]:
         (
             "preparation",
             f"{core_hours / 1000:.1f} thousand core hours",
-            f"{a.prepared_tokens_per_core_s / 1e3:g} k tokens/s a core",
+            f"{measured.prepared_tokens_per_core_s / 1e3:.0f} k tokens/s a core",
         ),
         (
             "a checkpoint, base",
@@ -124,7 +142,7 @@ def _terabytes(size: float) -> str:
     return f"{size / 1e12:.1f} TB"
 
 
-def training(gpus: int) -> list[tuple[str, str]]:
+def training(gpus: int, measured: Measured) -> list[tuple[str, str]]:
     """Return rows (what, how much) for base on so many H100s."""
     a, model, gpu = ASSUMED, ModelConfig(), gpu_named("h100")
     tokens = sum(tokens for tokens, _ in PHASES)
@@ -155,11 +173,17 @@ def training(gpus: int) -> list[tuple[str, str]]:
         ("a step's compute, exposed communication", f"{compute:.0f} ms, {exposed:.1f} ms (DDP)"),
         ("share of a step that computes", f"{step.efficiency:.0%}"),
         ("a node reads", f"{node / 1e6:.1f} M tokens/s, {node * a.zstd_bytes / 1e6:.1f} MB/s"),
-        ("loader processes that it needs", f"{math.ceil(node / a.loader_tokens_s)} of 8 or more"),
+        (
+            "loader processes that it needs",
+            f"{math.ceil(node / measured.loader_tokens_s)} of 8 or more",
+        ),
         ("all nodes read", f"{speed * a.zstd_bytes / 1e6:,.0f} MB/s"),
         ("lanes", f"{lanes:,}"),
         ("shards open on a node", f"{shards:,.0f}, {shards * a.shard_bytes / 1e9:.0f} GB of cache"),
-        ("start-up of the data path", f"{a.start_s:g} s, {a.start_mb:g} MB for 64 lanes"),
+        (
+            "start-up of the data path",
+            f"{measured.start_s:.1f} s, {measured.start_mb:.0f} MB for 64 lanes",
+        ),
         ("1,000 steps, to a checkpoint", f"{between_s / 60:.1f} minutes, {mean_mb:.0f} MB/s of it"),
         (
             "unexpected failures",
@@ -170,15 +194,14 @@ def training(gpus: int) -> list[tuple[str, str]]:
     ]
 
 
-def main() -> None:
-    print("| what | | from |\n| --- | --- | --- |")
-    for row in at_rest():
-        print(f"| {' | '.join(row)} |")
-    columns = [training(gpus) for gpus in GPUS]
-    print(f"\n| base | {' | '.join(f'{gpus} H100s' for gpus in GPUS)} |\n| --- | --- | --- |")
+def tables(results: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return both tables by name, in Markdown."""
+    measured = Measured.of(results)
+    rest = ["| what | | from |", "| --- | --- | --- |"]
+    rest += [f"| {' | '.join(row)} |" for row in at_rest(measured)]
+    columns = [training(gpus, measured) for gpus in GPUS]
+    heads = [f"{gpus} H100s" for gpus in GPUS]
+    trained = [f"| base | {' | '.join(heads)} |", "| --- | --- | --- |"]
     for rows in zip(*columns, strict=True):
-        print(f"| {rows[0][0]} | {' | '.join(value for _, value in rows)} |")
-
-
-if __name__ == "__main__":
-    main()
+        trained.append(f"| {rows[0][0]} | {' | '.join(value for _, value in rows)} |")
+    return {"at rest": "\n".join(rest), "in training": "\n".join(trained)}

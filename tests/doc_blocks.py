@@ -34,7 +34,7 @@ NOT_RUN = {
     "python -m pytest tests/gpu": "needs a GPU",
     "make ablations": "trains for half an hour; tests/systems/test_ablations.py has two arms",
     "python -m benchmarks.ablations": "the same",
-    "python benchmarks/": "measures for minutes; logs are in benchmarks/results",
+    "python -m benchmarks": "tests/systems/test_benchmarks.py does, small and short",
     "python tests/chaos.py": "tests/systems/test_chaos.py does, on less",
     "python train.py my.yaml --fork runs/my@12000": "test_phases.py forks, from fewer steps",
     "python train.py my.yaml --phase decay": "tests/integration/test_phases.py does, likewise",

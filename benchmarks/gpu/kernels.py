@@ -3,19 +3,22 @@
 The roofline of a kernel that moves memory is what a copy reaches on this device in the same run;
 bytes are those of docs/kernels.md. Peers are the plain reference in eager PyTorch, and compiled.
 Attention is given as FLOP/s of the pairs of tokens that see each other, for every kernel that is
-installed. Called by `python benchmarks/gpu`.
+installed. Called by `python -m benchmarks.gpu`.
 """
 
-import argparse
+from __future__ import annotations
+
 from collections.abc import Callable
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.testing import do_bench
 
+from benchmarks.gpu import traffic
+from benchmarks.record import Report, Table, parser_of
+from benchmarks.training.measure import device_name
 from restomod.kernels.cross_entropy import (
     softmax_cross_entropy_,
     softmax_cross_entropy_reference_,
@@ -58,17 +61,17 @@ def both_ways(
     functions: dict[str, Callable[..., Any]],
     inputs: list[Tensor],
     rest: tuple[Any, ...],
-    sizes: tuple[float, float],
+    token_bytes: tuple[float, float],
 ) -> dict[str, tuple[float, dict[str, Call]]]:
     """Return the calls of ours and its peers, forward and backward, with the bytes they need."""
     outputs = {who: function(*inputs, *rest) for who, function in functions.items()}
     return {
         f"{name}, forward": (
-            sizes[0],
+            TOKENS * token_bytes[0],
             {who: lambda f=f: f(*inputs, *rest) for who, f in functions.items()},
         ),
         f"{name}, backward": (
-            sizes[1],
+            TOKENS * token_bytes[1],
             {who: backward_of(output, inputs) for who, output in outputs.items()},
         ),
     }
@@ -90,7 +93,7 @@ def memory_kernels(size: str) -> dict[str, tuple[float, dict[str, Call]]]:
     tables = rope_tables(positions, hidden // heads, 10_000.0, torch.float32)
     kernels: dict[str, tuple[float, dict[str, Call]]] = {
         "RoPE": (
-            TOKENS * (8 * hidden + 4 * hidden // heads),
+            TOKENS * traffic.rope(hidden, heads),
             {
                 who: lambda f=f: f(qkv, *tables)
                 for who, f in peers_of(rope_qk, rope_qk_reference).items()
@@ -105,19 +108,19 @@ def memory_kernels(size: str) -> dict[str, tuple[float, dict[str, Call]]]:
         peers_of(add_norm, add_norm_reference),
         [stream, branch, weight],
         (None, 1e-5, False),
-        (TOKENS * (12 * hidden + 8), TOKENS * (16 * hidden + 8)),
+        traffic.sum_and_norm(hidden),
     )
     kernels |= both_ways(
         "GLU",
         peers_of(glu, glu_reference),
         [bf16(TOKENS, 2 * inner).requires_grad_()],
         ("geglu",),
-        (TOKENS * 6 * inner, TOKENS * 10 * inner),
+        traffic.glu(inner),
     )
     rows = 256_000_000 // (2 * VOCABULARY)  # compute.logits_mb's default
     logits, labels = bf16(rows, VOCABULARY), torch.randint(VOCABULARY, (rows,), device="cuda")
     kernels["cross-entropy"] = (
-        6.0 * rows * VOCABULARY,
+        rows * traffic.cross_entropy(VOCABULARY),
         {
             who: lambda f=f: f(logits, labels, 0.0)
             for who, f in peers_of(softmax_cross_entropy_, softmax_cross_entropy_reference_).items()
@@ -127,7 +130,7 @@ def memory_kernels(size: str) -> dict[str, tuple[float, dict[str, Call]]]:
     return kernels
 
 
-def attention(size: str, length: int) -> list[str]:
+def attention(table: Table, size: str, length: int) -> None:
     """Time every installed kernel on documents of one length, globally and locally."""
     hidden, heads, _ = SIZES[size]
     config = EncoderConfig(hidden_size=hidden, heads=heads)
@@ -135,7 +138,6 @@ def attention(size: str, length: int) -> list[str]:
     bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cuda")
     positions = torch.arange(TOKENS, device="cuda") % length
     qkv = bf16(TOKENS, 3, heads, hidden // heads).requires_grad_()
-    lines = []
     for name, backend in BACKENDS.items():
         if backend.device != "cuda" or backend.missing():
             continue
@@ -149,44 +151,42 @@ def attention(size: str, length: int) -> list[str]:
                 do_bench(backward_of(out, [qkv])),
             ]
             rates = [f * flops / (1e9 * t) for f, t in zip((1, 2), times, strict=True)]
-            lines.append(
-                f"  {name:<14}{'global' if is_global else 'local':<8}{length:>6}"
-                f"{times[0]:>10.3f} ms {rates[0]:>6.0f} TFLOP/s{times[1]:>10.3f} ms "
-                f"{rates[1]:>6.0f} TFLOP/s"
+            table.row(
+                f"{name}, {'global' if is_global else 'local'}, {length:,}",
+                *(f"{t:.3f} ms, {r:.0f} TFLOP/s" for t, r in zip(times, rates, strict=True)),
             )
-    return lines
 
 
-def measure(size: str, rate: float) -> list[str]:
-    """Return the lines of one size; `rate` is that of a copy, in bytes a second."""
-    lines = ["", f"{size}: {'kernel':<24}{'of a copy':>10}"]
+def measure(report: Report, size: str, rate: float) -> None:
+    """Time all kernels of one size; `rate` is that of a copy, in bytes a second."""
+    table = report.table(
+        f"{size}: kernels, {TOKENS:,} tokens; a copy moves {rate / 1e12:.2f} TB/s",
+        "kernel",
+        "of a copy",
+        "ours",
+        "eager",
+        "compiled",
+    )
     for name, (size_bytes, calls) in memory_kernels(size).items():
         times = {who: do_bench(call) for who, call in calls.items()}
         share = size_bytes / (1e-3 * times["ours"]) / rate
-        shown = ", ".join(f"{who} {t:.3f} ms" for who, t in times.items())
-        lines.append(f"  {name:<24}{share:>10.0%}   {shown}")
-    lines.append("  attention with RoPE: layer, length, forward, backward")
+        shown = (f"{times[x]:.3f} ms" if x in times else "" for x in ("ours", "eager", "compiled"))
+        table.row(name, f"{share:.0%}", *shown)
+        report.figures[f"{size}, {name}: of a copy"] = share
+    table = report.table(f"{size}: attention with RoPE", "kernel", "forward", "backward")
     for length in (1024, 8192):
-        lines += attention(size, length)
-    return lines
+        attention(table, size, length)
 
 
 def main() -> None:
-    """Measure and print; with --out, write it to a file too."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    rate = copy_rate()
-    lines = [
-        f"{torch.cuda.get_device_name()}; torch {torch.__version__}; a copy moves "
-        f"{rate / 1e12:.2f} TB/s; {TOKENS} tokens"
-    ]
-    with torch.autocast("cuda", torch.bfloat16):  # decides what the sum and norm writes
+    options = parser_of(__doc__).parse_args()
+    with (
+        Report(options, device_name(torch.device("cuda"))) as report,
+        torch.autocast("cuda", torch.bfloat16),  # decides what the sum and norm writes
+    ):
+        rate = copy_rate()
         for size in SIZES:
-            lines += measure(size, rate)
-    print("\n".join(lines))
-    if arguments.out:
-        arguments.out.write_text("\n".join(lines) + "\n")
+            measure(report, size, rate)
 
 
 if __name__ == "__main__":

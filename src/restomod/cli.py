@@ -11,13 +11,14 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from restomod import commands
 from restomod.errors import UserError
 from restomod.interrupts import Stopped
 from restomod.train.faults.stopping import REQUEUE_CODE
-from restomod.train.launch import leave_code
+from restomod.train.launch import leave_code, leave_message
 from restomod.units import positive
 from restomod.vectors import command as embed_command
 
@@ -61,7 +62,15 @@ def main() -> int:
 def parse_command(words: Sequence[str]) -> argparse.Namespace:
     """Return the words after `restomod`, parsed, with the function that does them as `handler`;
     argparse ends the process for words that it does not take."""
-    parser = argparse.ArgumentParser(prog="restomod", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="restomod",
+        description="Pretrain, evaluate and export encoders of ModernBERT's kind.",
+        epilog="Training: python train.py RECIPE.yaml, or torchrun --nproc-per-node N train.py "
+        "RECIPE.yaml. restomod COMMAND --help explains a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"restomod {version('restomod')}")
+    if list(words[:1]) == ["train"]:
+        parser.error(f"a recipe is trained by: python train.py {shlex.join(words[1:])}".rstrip())
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(
@@ -303,6 +312,7 @@ def _guarded(run: Callable[[], int]) -> int:
     except UserError as error:
         if error.alone or os.environ.get("RANK", "0") == "0":
             sys.stderr.write(f"error: {error}\n")
+        leave_message(f"error: {error}", os.environ)
         return 2
     except Stopped as stop:
         command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -98,6 +98,10 @@ def train(words: Sequence[str]) -> int:
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 step = stop.step or newest_step(recipe.run_folder)  # it had not gone on yet
                 leave_requeue(recipe.run_folder, stop.reason, step)
+                told = f"saved at step {step}" if step else "stopped before its first checkpoint"
+                logging.getLogger("restomod").info(
+                    "%s: %s; the same command goes on", recipe.run_folder, told
+                )
             return exit_code()
         except Exception as error:
             if is_lost_rank(error) and (code := stopper.others_code()):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 
 Schema = TypeVar("Schema")
 Places = dict[str, str]
@@ -118,7 +118,12 @@ def _read_yaml(path: Path, places: Places) -> Any:
 
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except FileNotFoundError as error:
+        hint = "" if path.suffix in (".yaml", ".yml") else f"; to set a key, write {path}=VALUE"
+        raise UserError(f"{path}: no such file{within(path)}{hint}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -196,9 +201,9 @@ def _check_type(
 ) -> None:
     """Append to `problems` what in `value` does not fit the annotation `kind`."""
 
-    def wrong(expected: str) -> None:
+    def wrong(expected: str, hint: str = "") -> None:
         problems.append(
-            f"{place(key, places)}{key}: {value!r} is {_kind(value)}, {expected} is expected"
+            f"{place(key, places)}{key}: {value!r} is {_kind(value)}, {expected} is expected{hint}"
         )
 
     origin = typing.get_origin(kind)
@@ -232,7 +237,8 @@ def _check_type(
             _check_type(item, typing.get_args(kind)[1], f"{key}.{name}", places, schema, problems)
     elif origin is list:
         if not isinstance(value, list):
-            return wrong("a list")
+            one = type(value) is typing.get_args(kind)[0]
+            return wrong("a list", f": write [{value}]" if one else "")
         for n, item in enumerate(value):
             _check_type(item, typing.get_args(kind)[0], f"{key}.{n}", places, schema, problems)
     elif kind is bool:

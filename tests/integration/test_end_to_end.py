@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import sys
 
 import pytest
@@ -21,7 +22,16 @@ def run(tiny: Tiny, train: Trainings, tmp_path_factory: pytest.TempPathFactory):
         recipe, "run_name=whole", "logging.wandb.mode=offline", "init.log_unigram_bias=true"
     )
     assert code == 0, text
-    return tiny.folder / "runs" / "whole"
+    folder = tiny.folder / "runs" / "whole"
+    losses = [
+        line["domains"]["all"]["loss"]
+        for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        if line["event"] == "eval"
+    ]
+    told = [float(loss) for loss in re.findall(r"^step \d+: held-out loss ([\d.]+)", text, re.M)]
+    assert told == pytest.approx(losses, abs=1e-3)
+    assert f"complete: {folder}/report.html shows it" in text
+    return folder
 
 
 def restomod(monkeypatch, capsys, *arguments):
@@ -92,6 +102,13 @@ def test_eval_prints_and_stores_numbers_beside_the_unigram(run, monkeypatch, cap
         assert stored["domains"][domain]["unigram_loss"] > 0
         assert f"{stored['domains'][domain]['loss']:.3f}" in out
     assert "report.html" in out
+    newest = max((run / "checkpoints").iterdir())
+    before = (run / "evaluation.json").read_bytes()
+    code, alone, err = restomod(monkeypatch, capsys, "eval", newest)
+    assert code == 0, err
+    assert alone == out[: len(alone)]
+    assert "report.html" not in alone
+    assert (run / "evaluation.json").read_bytes() == before
 
 
 def test_bias_starts_at_the_unigram(run):
@@ -125,7 +142,7 @@ def test_metrics_are_consistent(run):
         assert 0.5 < line["packing_efficiency"] <= 1
         assert 0 <= line["data_wait_fraction"] < 1
         assert line["tokens_per_s"] > 0
-        assert 0 < line["mfu"] < 2
+        assert 0 < line["mfu"] < 1
         assert sum(line["mixture"].values()) == pytest.approx(1)
     assert train[-1]["real_tokens"] == pytest.approx(
         sum(line["packing_efficiency"] * 2048 for line in train), abs=1

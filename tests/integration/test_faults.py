@@ -78,6 +78,7 @@ def test_sigterm_saves_and_asks_for_requeue(tiny, train, recipe, unbroken):
     assert code == 75, text
     assert "SIGTERM: the run saves after this step and stops" in text
     requeue = json.loads((folder / "REQUEUE").read_text())
+    assert f"saved at step {requeue['step']}; the same command goes on" in text
     assert requeue == {"reason": "SIGTERM", "step": step_of_newest(folder)}
     assert len(metrics(folder)) == requeue["step"]
     code, text = train(recipe, "run_name=terminated")

@@ -440,16 +440,16 @@ def test_the_command_and_its_exit_codes(corpus, made, tmp_path, monkeypatch, cap
     assert "did you mean `quality`?" in capsys.readouterr().err
 
 
-def test_a_prepared_corpus_trains(made, tmp_path, train):
+def test_a_prepared_corpus_trains_with_what_is_printed_at_the_end(corpus, made, tmp_path, train):
+    manifest = json.loads((made / "manifest.json").read_text())
+    recipe = load_preparation([corpus / "recipe.yaml"], [f"out={made}"])
+    printed = pipeline.summary(recipe, manifest)
+    assert "code: 300 documents, " in printed
     recipe = {
         "run_name": "prepared",
         "runs_dir": str(tmp_path / "runs"),
         "cache_dir": str(tmp_path / "cache"),
-        "tokenizer": str(made / "tokenizer"),
         "model": {"layers": 1, "hidden_size": 8, "heads": 1, "intermediate_size": 8},
-        "data": {
-            "streams": {name: {"path": str(made / name / "train")} for name in ("code", "prose")}
-        },
         "phases": [
             {
                 "slots": 4096,
@@ -459,13 +459,10 @@ def test_a_prepared_corpus_trains(made, tmp_path, train):
                 "mixture": {"code": 1, "prose": 1},
             }
         ],
-        "evaluation": {
-            "streams": {"heldout": {"path": str(made / "code" / "heldout")}},
-            "rows": 1,
-        },
         "logging": {"wandb": {"mode": "disabled"}},
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    code, text = train(tmp_path / "recipe.yaml")
+    (tmp_path / "data.yaml").write_text(printed.partition("in a training recipe:\n")[2])
+    code, text = train(tmp_path / "recipe.yaml", str(tmp_path / "data.yaml"), "evaluation.rows=1")
     assert code == 0, text
     assert os.path.isdir(tmp_path / "runs" / "prepared")

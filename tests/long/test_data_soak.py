@@ -21,6 +21,7 @@ from restomod.data.order import StreamCursor, StreamOrder
 from restomod.data.sources import open_sources
 from restomod.data.tokenizer import load_tokenizer
 from tests.conftest import Tiny
+from tests.long.corpus import write_stream
 
 DOCUMENTS = {"large": 800_000, "small": 200_000}
 LANES, WORLD = 16, 2
@@ -29,7 +30,7 @@ LANES, WORLD = 16, 2
 @pytest.mark.slow
 def test_two_epochs_of_a_million_documents_add_up(tiny: Tiny, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(tiny.folder / "tokenizer")
-    lengths = {name: _write(tmp_path / name, name, count, tokenizer.ordinary_ids)
+    lengths = {name: write_stream(tmp_path / name, count, tokenizer.ordinary_ids)
                for name, count in DOCUMENTS.items()}  # fmt: skip
     recipe = Recipe(
         cache_dir=str(tmp_path / "cache"),
@@ -119,19 +120,6 @@ def test_two_epochs_of_a_million_documents_add_up(tiny: Tiny, tmp_path: Path) ->
         f"{WORLD} ranks of 2 workers in one process); every document of both epochs seen twice, "
         "and the counts of all ids equal"
     )
-
-
-def _write(folder: Path, name: str, count: int, ids: np.ndarray) -> np.ndarray:
-    from streaming import MDSWriter
-
-    generator = np.random.default_rng(len(name))
-    lengths = np.clip(generator.lognormal(2.7, 0.7, count), 1, 200).astype(np.int64)
-    columns = {"tokens": "ndarray:uint16"}
-    with MDSWriter(out=str(folder), columns=columns, hashes=["xxh64"], size_limit=1 << 20) as out:
-        for length in lengths.tolist():
-            drawn = generator.integers(len(ids), size=length)
-            out.write({"tokens": ids[drawn].astype(np.uint16)})
-    return lengths
 
 
 def _bins(tokens: np.ndarray, size: int) -> np.ndarray:

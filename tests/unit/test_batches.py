@@ -53,6 +53,12 @@ def test_each_size_is_there_for_equally_many_steps():
     assert [sizes.count(size) for size in (2, 3, 4, 5)] == [3, 3, 3, 3]  # 40 / 14 rows is 2.9
 
 
+def test_a_warmup_takes_one_step_of_each_size_at_least_and_none_from_the_full_size_on():
+    short = BatchSizes.warming_up(7, 1, 3, 1)  # 1 row is a fifth of the 5 that both sizes take
+    assert (short.warmup, short.steps_each) == ((1, 4), 1)
+    assert BatchSizes.warming_up(7, 7, 3, 100) == BatchSizes(7)
+
+
 def test_phase_counts_its_slots_through_the_warmup():
     phase = PhaseConfig(
         slots="1000",

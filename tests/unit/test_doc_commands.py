@@ -107,6 +107,8 @@ def check(words, shown):
         assert (ROOT / words[3]).exists()
     elif words[:3] == ["python", "-m", "benchmarks.ablations"]:
         make_parser().parse_args(words[3:])
+    elif words[:3] == ["python", "-m", "benchmarks"]:
+        check_script("benchmarks", *words[3:])
     elif program == "python":
         check_script(*rest)
     elif program == "torchrun":

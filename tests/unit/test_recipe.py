@@ -77,6 +77,10 @@ def test_overrides_win_and_later_files_win(good, tmp_path):
         ("optimizer.lr=.inf", "optimizer.lr: inf is number, a finite number is expected"),
         ("optimizer.lr=", "optimizer.lr: '' is text, a number is expected"),
         ("optimizer.lr=null", "optimizer.lr: None is nothing, a number is expected"),
+        (
+            "logging.alerts.events=end",
+            "logging.alerts.events: 'end' is text, a list is expected: write [end]",
+        ),
         ("phases=3", "phases: 3 is whole number, a list is expected"),
         ("data.streams.web=7", "data.streams.web: 7 is whole number, a mapping is expected"),
         ("device=tpu", "device: 'tpu' is not one of auto, cpu, cuda"),
@@ -152,8 +156,11 @@ def test_broken_yaml_names_file_and_line(good, text, expected):
     assert expected in message
 
 
-def test_missing_file_is_named(tmp_path):
-    assert "nowhere.yaml: cannot be read" in refused(tmp_path / "nowhere.yaml")
+def test_missing_file_is_named_and_where_it_was_looked_for(good, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"nowhere.yaml: no such file in {tmp_path}" in refused("nowhere.yaml")
+    assert refused(tmp_path / "nowhere.yaml") == f"{tmp_path}/nowhere.yaml: no such file"
+    assert "to set a key, write optimizer.lr=VALUE" in refused(good, "optimizer.lr")
 
 
 def test_world_that_does_not_divide_names_the_nearest(good):

@@ -21,6 +21,7 @@ PHASES = [
 @pytest.mark.parametrize("origin", [Origin(), Origin(step=7, row=5, slots=1000)])
 def test_spans_follow_each_other(origin):
     timeline = Timeline(PHASES, origin)
+    assert timeline.origin is origin
     # pretrain: 2 rows in steps of 1, then 7.5 rows more in 4 steps of 2: 10 rows.
     steps = [span.first_step - origin.step for span in timeline.spans]
     rows = [span.first_row - origin.row for span in timeline.spans]

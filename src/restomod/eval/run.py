@@ -259,6 +259,7 @@ def _treatments(suite: Suite, packages: Packages | None) -> Treatments:
 def _run_task(name: str, task: SuiteTask, suite: Suite, contestants: Contestants) -> TaskScores:
     started = time.monotonic()
     systems, packages = contestants.systems, contestants.packages
+    log.info("%s: %d models and baselines", name, len(systems))
     if task.retrieval:
         scores = run_retrieval(name, task.retrieval, suite, systems, packages)
     elif task.finetune:
@@ -272,5 +273,5 @@ def _run_task(name: str, task: SuiteTask, suite: Suite, contestants: Contestants
     else:
         assert task.classification
         scores = run_classification(name, task.classification, suite, systems, packages)
-    log.info("%s: %.0f s", name, time.monotonic() - started)
+    log.info("%s: took %.0f s", name, time.monotonic() - started)
     return scores

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SUFFIX = r"\.(jsonl|json|parquet)(\.gz|\.zst)?"
+SUFFIX = r"\.(jsonl|json|csv|tsv|parquet)(\.gz|\.zst)?"
 PART = r"(-\d+(-of-\d+)?)?"
 DEFAULT_VALIDATION = "validation"
 SPLIT_SEED = 0
@@ -167,7 +167,7 @@ def _split(config: DataConfig, path: Path | None, split: str) -> Table:
         return Table(loaded[split], f"{path} ({split})")
     files = _files_by_split(path)
     if split not in files:
-        there = ", ".join(sorted(files)) or "no .jsonl, .json or .parquet file"
+        there = ", ".join(sorted(files)) or "no .jsonl, .json, .csv, .tsv or .parquet file"
         raise UserError(f"{path}: has no split {split}; there is {there}")
     return Table(_read_files(files[split]), f"{path} ({split})")
 
@@ -183,11 +183,16 @@ def _files_by_split(path: Path) -> dict[str, list[Path]]:
 
 
 def _read_files(files: Sequence[Path]) -> Dataset:
-    """Read JSON lines or Parquet into memory; raise UserError."""
+    """Read JSON lines, CSV or Parquet into memory; raise UserError."""
     import pyarrow as pa
 
     tables = []
     for file in files:
+        if not re.search(SUFFIX + "$", file.name):
+            raise UserError(
+                f"{file}: is of no kind that is read: .jsonl, .json (lines), .csv, .tsv, .parquet, "
+                "also .gz and .zst"
+            )
         try:
             with pa.input_stream(str(file), compression="detect") as stream:
                 tables.append(_parse(stream, file))
@@ -201,6 +206,7 @@ def _read_files(files: Sequence[Path]) -> Dataset:
 
 def _parse(stream: Any, file: Path) -> Any:
     import pyarrow as pa
+    import pyarrow.csv
     import pyarrow.json
     import pyarrow.parquet
 
@@ -209,8 +215,12 @@ def _parse(stream: Any, file: Path) -> Any:
     content = stream.read()
     if not content.strip():
         raise UserError(f"{file}: holds no examples")
-    options = pa.json.ReadOptions(block_size=max(len(content), 1))  # types of all rows at once
-    return pa.json.read_json(pa.BufferReader(content), options)
+    size, source = max(len(content), 1), pa.BufferReader(content)  # types of all rows at once
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t")):
+        if suffix in file.suffixes:
+            parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+            return pa.csv.read_csv(source, pa.csv.ReadOptions(block_size=size), parse)
+    return pa.json.read_json(source, pa.json.ReadOptions(block_size=size))
 
 
 def _hold_back(train: Table, share: float) -> tuple[Table, Table]:

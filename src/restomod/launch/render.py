@@ -79,7 +79,11 @@ def _check(job: Job) -> None:
     for name, text in (("workdir", job.workdir), ("runs_dir", str(job.recipe.run_folder))):
         need(text.isprintable(), f"{name}: {text!r}: holds what cannot be printed")
     if job.system == "kubernetes":
-        need(bool(profile.image), "image: is missing in the profile: pods run one")
+        need(
+            bool(profile.image),
+            "image: is missing, and pods run one; name it in launchers/profiles/kubernetes.yaml or "
+            "the file of --profile (launchers/profiles/example.yaml shows one)",
+        )
         need(
             not profile.secrets or bool(profile.kubernetes.secret), "kubernetes.secret: is missing"
         )

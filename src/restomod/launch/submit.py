@@ -96,6 +96,11 @@ def how_to(job: Job, number: str = "JOB") -> str:
             f"stop:    Ctrl-C, or touch {folder}/STOP",
         ],
     }
+    if job.in_yaml and not (job.profile.mounts or job.recipe.store):
+        ways[job.system].append(
+            "warning: the profile has no mounts and the recipe no store: checkpoints go with the "
+            "machine that wrote them"
+        )
     return "\n".join(ways[job.system]) + "\n"
 
 

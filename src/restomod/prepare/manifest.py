@@ -84,15 +84,17 @@ def stages(results: Results, numbers: Sequence[int]) -> list[dict[str, Any]]:
     return found
 
 
-def bad_input(results: Results) -> tuple[int, int, Counter[str]]:
-    """Return records, unreadable ones among them, and those by reason."""
-    reasons: Counter[str] = Counter()
+def bad_input(results: Results) -> tuple[int, Counter[str], Counter[str]]:
+    """Return records, by reason those among them that could not be read, and those that hold
+    nothing."""
+    bad: Counter[str] = Counter()
+    empty: Counter[str] = Counter()
     records = 0
     for result in results.read:
         records += result["steps"]["read"]["documents_in"]
-        reasons.update(result["steps"]["read"]["dropped"])
-    bad = sum(n for reason, n in reasons.items() if reason not in NOT_COUNTED)
-    return records, bad, reasons
+        for reason, count in result["steps"]["read"]["dropped"].items():
+            (empty if reason in NOT_COUNTED else bad)[reason] += count
+    return records, bad, empty
 
 
 def broken_files(job: Job, results: Results) -> set[str]:

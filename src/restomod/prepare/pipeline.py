@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from restomod.errors import UserError
@@ -63,6 +64,7 @@ logger = logging.getLogger(__name__)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 TIMING = "timing.json"
 CARD = "card.html"
+REJECTS = "rejects.jsonl"
 
 
 def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool = False) -> str:
@@ -117,7 +119,7 @@ def prepare(recipe: Preparation, *, tokenizer_only: bool = False, refresh: bool 
         manifest = run.describe(inputs, skipped, tokenizer, datasets)
         move_into_place(job, recipe.out)
         close_job(job)
-    return _summary(recipe, manifest)
+    return summary(recipe, manifest)
 
 
 @contextmanager
@@ -173,10 +175,10 @@ class _Run:
     def _check_input(self, files: int) -> None:
         """Stop if too much of the input cannot be read, or if nothing is left."""
         reading = self._job.recipe.reading
-        records, bad, reasons = bad_input(self._results)
+        records, reasons, empty = bad_input(self._results)
         broken = broken_files(self._job, self._results)
-        listed = ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common())
-        rejects = self._job.folder / "rejects.jsonl"
+        bad, listed = reasons.total(), _by_number(reasons)
+        rejects = self._job.folder / REJECTS
         problem = ""
         if bad > reading.max_rejected_share * records:
             problem = (
@@ -190,17 +192,19 @@ class _Run:
                 f"{reading.max_broken_files_share:g} allows"
             )
         elif not sum(result["documents"] for result in self._results.read):
-            dropped = Counter(reasons)
+            dropped = reasons + empty
             for result in self._results.read:
                 for step in ("quality", "decontaminate"):
                     dropped.update(result["steps"][step]["dropped"])
-            listed = ", ".join(f"{reason}: {n}" for reason, n in dropped.most_common())
-            problem = f"no document is left of {records} records ({listed})"
+            problem = f"no document is left of {records} records ({_by_number(dropped)})"
         if problem:
             write_rejects(self._job, self._results, rejects)
             raise UserError(f"{problem}; {rejects} lists them by file and line")
         if bad:
-            logger.warning("%d of %d records could not be read (%s)", bad, records, listed)
+            logger.warning(
+                "%d of %d records could not be read (%s); %s will list them",
+                *(bad, records, listed, f"{self._job.recipe.out}/{REJECTS}"),
+            )
 
     def deduplicate(self) -> None:
         """Find exact, then near duplicates."""
@@ -255,6 +259,7 @@ class _Run:
             ]
             for name in self._job.recipe.sources
         }
+        logger.info("tokenizer: %s", self._job.recipe.tokenizer.path or "learns its vocabulary")
         with self._timed("tokenizer"):
             return make_tokenizer(self._job, units, results.parts)
 
@@ -330,7 +335,7 @@ class _Run:
         from restomod.prepare.card import write_card
 
         job = self._job
-        examples = write_rejects(job, self._results, job.output / "rejects.jsonl")
+        examples = write_rejects(job, self._results, job.output / REJECTS)
         manifest = make_manifest(job, self._results, inputs, skipped, tokenizer, datasets, examples)
         seconds = read_json(self._seconds)
         timing = {
@@ -397,12 +402,33 @@ def _tokenizer_summary(recipe: Preparation, described: dict[str, Any]) -> str:
     )
 
 
-def _summary(recipe: Preparation, manifest: dict[str, Any]) -> str:
+def summary(recipe: Preparation, manifest: dict[str, Any]) -> str:
+    """Say what was made, and what a training recipe says to read it."""
+    out = os.path.relpath(recipe.out) if Path(recipe.out).is_relative_to(Path.cwd()) else recipe.out
     lines = [f"{recipe.out}: {CARD} describes it"]
     for source in manifest["sources"]:
         tokens, documents = source["tokens"], source["documents"]
+        held = source["splits"].get("heldout", {}).get("documents", 0)
         ratio = source["text_bytes"] / max(1, tokens)
         lines.append(
-            f"{source['name']}: {documents} documents, {tokens} tokens, {ratio:.2f} bytes a token"
+            f"{source['name']}: {documents} documents, {held} of them held out, {tokens} tokens, "
+            f"{ratio:.2f} bytes a token"
         )
-    return "\n".join(lines) + "\n"
+    lines += ["", "in a training recipe:", _as_recipe(out, manifest)]
+    return "\n".join(lines)
+
+
+def _as_recipe(out: str, manifest: dict[str, Any]) -> str:
+    """Return the part of a training recipe that reads an output."""
+    import yaml
+
+    part: dict[str, Any] = {"tokenizer": f"{out}/tokenizer"}
+    for section, split in (("data", "train"), ("evaluation", "heldout")):
+        there = [source["name"] for source in manifest["sources"] if split in source["splits"]]
+        streams = {name: {"path": f"{out}/{name}/{split}"} for name in there}
+        part |= {section: {"streams": streams}} if streams else {}
+    return yaml.safe_dump(part, sort_keys=False, default_flow_style=None, width=1000)
+
+
+def _by_number(reasons: Counter[str]) -> str:
+    return ", ".join(f"{reason}: {n}" for reason, n in reasons.most_common())

@@ -292,7 +292,8 @@ def _conclude(recipe: Recipe) -> None:
     """Write what a run leaves when all its checkpoints are there; on rank 0."""
     if recipe.checkpoint.average_best:
         log.info("%s", average_at_end(recipe.run_folder, recipe))
-    write_report(recipe.run_folder)
+    report = write_report(recipe.run_folder)
+    log.info("complete: %s shows it, `restomod export %s` writes the model", report, report.parent)
 
 
 def _uploads(run: PreparedRun) -> Uploads | None:

@@ -8,6 +8,7 @@ nor any generator: losses with and without it are the same.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,6 +33,7 @@ from restomod.train.parallel import reshard
 from restomod.train.phases import enter
 from restomod.train.start import Start
 
+log = logging.getLogger(__name__)
 Results = dict[str, dict[str, float]]
 MAIN = "main"
 """The view that has `evaluation.mask_rate` and the phase's sequence length."""
@@ -245,5 +247,9 @@ class Evaluation(Callback):
         others = {name: part for name, part in parts.items() if part}
         tokens = self._timeline.at(step - 1).slots_before(step)
         self._metrics.write("eval", phase=self._phase, tokens=tokens, **self.latest, **others)
+        losses = {name: result["loss"] for name, result in self.latest["domains"].items()}
+        if "all" in losses:
+            every = ", ".join(f"{n} {loss:.3f}" for n, loss in losses.items() if n != "all")
+            log.info("step %d: held-out loss %.3f (%s)", step, losses["all"], every)
         if samples:
             self._metrics.write("samples", step=step, tokens=tokens, samples=samples)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 
 import torch
 from composer.utils.reproducibility import configure_deterministic_mode
 
 from restomod.config import Recipe
+from restomod.cpu import measured_peak
 from restomod.errors import UserError
 from restomod.gpus import peak_flops_of
 
@@ -40,19 +40,11 @@ def compute_deterministically() -> None:
 
 def peak_flops(device: str) -> float:
     """Return the peak FLOP/s of one rank's device: the data sheet's on CUDA (0 for an unknown one),
-    measured by float32 matrix products on the CPU, which takes about 0.3 s."""
+    measured on the CPU by small float32 products."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
         peak = peak_flops_of(name)
         if not peak:
             log.warning("the peak of %s is not known: mfu is logged as 0", name)
         return peak
-    n = 1024
-    a, b = torch.ones(n, n), torch.ones(n, n)
-    a @ b
-    best = float("inf")
-    for _ in range(10):
-        started = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - started)
-    return 2 * n**3 / best
+    return measured_peak(torch.get_num_threads())

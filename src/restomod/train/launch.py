@@ -8,7 +8,9 @@ are several ranks. Imports no torch. The command line calls it first of all.
 from __future__ import annotations
 
 import contextlib
+import json
 import re
+import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
@@ -46,6 +48,16 @@ def leave_code(code: int, environment: Mapping[str, str]) -> int:
         with contextlib.suppress(OSError):  # the disk may be what ended the rank
             Path(reply).with_name(EXIT_CODE).write_text(f"{code}\n")
     return code
+
+
+def leave_message(text: str, environment: Mapping[str, str]) -> None:
+    """Leave the message of a rank's mistake where torchrun looks for it: it prints it last, as the
+    root cause, after pages of its own."""
+    reply = environment.get("TORCHELASTIC_ERROR_FILE")
+    if reply:
+        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with contextlib.suppress(OSError):
+            Path(reply).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}))
 
 
 def hosts(nodes: str) -> list[str]:

@@ -151,7 +151,7 @@ def embed_files(
     _begin(folder, _fingerprint(model, encoder, reader, options))
     done = folder.names()
     schema = _schema(columns, options, encoder.hidden_size)
-    meter = _Meter(reader, options)
+    meter = _Meter(reader, options, encoder.max_tokens)
     windows = _windows(reader, encoder, options, sharing, done)
     part = _Part(0, [])
     for window in _ahead(windows):
@@ -330,8 +330,9 @@ def _finish(folder: Output, reader: Reader, options: Options) -> str:
 class _Meter:
     """Shows how far it has come: a bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, reader: Reader, options: Options) -> None:
+    def __init__(self, reader: Reader, options: Options, max_tokens: int) -> None:
         self._reader = reader
+        self._max_tokens, self._full = max_tokens, 0
         total = reader.rows
         if total and options.limit:
             total = min(total, options.limit)
@@ -344,6 +345,7 @@ class _Meter:
         """Count a window, with which the vectors go as far as row `position`."""
         self._rows += len(window.texts)
         self._tokens += sum(map(len, window.ids))
+        self._full += sum(len(ids) >= self._max_tokens for ids in window.ids)
         self._bar.update(position - self._bar.n)
         self._bar.set_postfix_str(f"{self._speed():,.0f} tokens/s")
         if self._bar.disable and time.monotonic() > self._line_at:
@@ -359,6 +361,11 @@ class _Meter:
             f"embedded {self._rows:,} rows, {self._tokens:,} tokens, "
             f"{self._speed():,.0f} tokens/s\n"
         )
+        if self._full:
+            done += (
+                f"{self._full:,} texts fill the {self._max_tokens:,} tokens that are read of each; "
+                "what is longer was cut\n"
+            )
         lost = self._reader.without_text
         if lost:
             reasons = ", ".join(f"{reason}: {n:,}" for reason, n in lost.items())

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -144,6 +145,25 @@ def test_whole_words_are_predicted_or_not_at_all():
     assert (inputs[untouched] == tokens[untouched]).all()
 
 
+def test_a_word_ends_where_letters_of_another_kind_follow():
+    class Kinds(Vocabulary):
+        """No id begins a word; those from 300 on begin with one kind and end with another."""
+
+        def word_parts(self):
+            late = np.arange(V) >= 300
+            return WordParts(np.zeros(V, bool), np.zeros(V, np.uint8), late.astype(np.uint8))
+
+    masker = Masker(MaskConfig(whole_word=True), Kinds())
+    tokens = np.tile(np.array([7, 8, 300, 301, 9], np.int32), 5000)
+    _, positions = masker(tokens, np.random.default_rng(0), 0.3)
+    predicted = np.zeros(len(tokens), bool)
+    predicted[positions] = True
+    # 9 goes on into the 7, 8 and 300 of the next five tokens; 301 stands alone.
+    words = predicted[4:-1].reshape(-1, 5)
+    assert (words[:, :4] == words[:, :1]).all()
+    assert 0.2 < (words[:, 4] != words[:, 0]).mean() < 0.6
+
+
 def test_word_without_end_is_masked_in_pieces():
     masker = Masker(MaskConfig(whole_word=True), Vocabulary())
     tokens = np.full(80_000, 400, np.int32)
@@ -151,6 +171,20 @@ def test_word_without_end_is_masked_in_pieces():
     assert len(positions) / len(tokens) == pytest.approx(0.3, abs=0.02)
     runs = np.split(positions, np.flatnonzero(np.diff(positions) > 1) + 1)
     assert {len(run) % WORD_TOKENS for run in runs} == {0}
+
+
+def test_room_is_what_is_expected_at_the_highest_rate_and_six_deviations():
+    def room(slots, **mask):
+        return predicted_slots(slots, PhaseConfig(mask=MaskConfig(**mask)))
+
+    # The deviation of 10,000 draws at a tenth is 30, of pieces of 8 tokens sqrt(8) as much.
+    assert room(10_000, rate=0.1) == 1000 + 6 * 30
+    assert room(10_000, rate=0.1, whole_word=True) == 1000 + math.ceil(6 * 30 * 8**0.5)
+    later = [MaskStep("1K", 0.1), MaskStep("2K", 0.05)]
+    assert room(10_000, rate=0.02, later=later) == room(10_000, rate=0.1)
+    assert room(10_000, rate=0.1, later=later[1:]) == room(10_000, rate=0.1)
+    assert room(16, rate=0.9) == 16
+    assert predicted_slots(10_000, PhaseConfig(objective="clm")) == 10_000
 
 
 def test_room_holds_whole_words():

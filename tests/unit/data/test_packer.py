@@ -17,6 +17,7 @@ def test_every_document_is_in_exactly_one_row_unbroken(lengths, buffer_tokens):
     for row in pack(documents, row_tokens=64, buffer_tokens=buffer_tokens):
         assert 0 < len(row.tokens) <= 64
         assert row.cu_seqlens[0] == 0
+        assert row.cu_seqlens.dtype == np.int32
         assert row.cu_seqlens[-1] == len(row.tokens)
         for begin, end in zip(row.cu_seqlens[:-1], row.cu_seqlens[1:], strict=True):
             (number,) = set(row.tokens[begin:end].tolist())
@@ -60,6 +61,25 @@ def test_rows_keep_the_order_in_which_documents_came(shape):
     lengths = np.array([len(chunk) for chunk in chunks])
     early = np.concatenate([lengths[numbers] for numbers in firsts[:10]])
     assert abs(early.mean() - mean) < 3.5 * lengths.std() / len(early) ** 0.5
+
+
+def test_rows_begin_when_the_buffer_is_full_and_leave_it_less_than_full():
+    drawn = []
+
+    def documents():
+        for n in range(10):
+            drawn.append(n)
+            yield np.full(4, n)
+
+    rows = pack(documents(), row_tokens=8, buffer_tokens=16)
+    assert [(len(next(rows).tokens), len(drawn)) for _ in range(4)] == [
+        (8, 4),
+        (8, 6),
+        (8, 8),
+        (8, 10),
+    ]
+    assert len(list(rows)) == 1
+    assert len(list(pack([np.zeros(8)], row_tokens=8, buffer_tokens=1))) == 1
 
 
 def test_longer_document_is_refused_with_its_length():

@@ -152,3 +152,20 @@ def test_token_counts_leave_out_what_is_to_be_skipped(copy):
     with pytest.raises(UserError, match="damaged"):
         counts("stop")
     assert (counts("skip").sum() > 0) == (len(index["shards"]) > 1)
+
+
+def test_a_path_that_holds_no_data_set_is_told_with_what_may_be_meant(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts.jsonl").write_text("{}")
+    (tmp_path / "prepared" / "web").mkdir(parents=True)
+
+    def refused(path):
+        with pytest.raises(UserError) as error:
+            ShardedDataset("prose", StreamConfig(path=path), tmp_path / "cache")
+        return str(error.value)
+
+    assert refused("mdx").endswith(f"no such data folder in {tmp_path}")
+    assert "is a file; `restomod prepare`" in refused("texts.jsonl")
+    assert "`restomod prepare` or data_prep/write_mds.py makes one" in refused("prepared")
+    copy[0].rename(tmp_path / "prepared" / "web" / "train")
+    assert "name one of those inside it: prepared/web/train" in refused("prepared")

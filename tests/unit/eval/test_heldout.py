@@ -4,7 +4,7 @@ import torch
 
 from restomod.data.mlm import IGNORED
 from restomod.data.sources import open_sources
-from restomod.eval.heldout import evaluation, unigram_baseline
+from restomod.eval.heldout import evaluation, summary, unigram_baseline
 from restomod.recipe import load_recipe
 from restomod.train.initial import build_model, unigram
 
@@ -46,3 +46,19 @@ def test_model_with_unigram_bias_scores_as_the_unigram(built):
     assert set(results) == {"prose", "all"}
     assert results["all"]["loss"] == pytest.approx(results["all"]["unigram_loss"], abs=0.05)
     assert not model.training or model.train()
+
+
+def test_the_summary_keeps_its_columns_and_shows_tokens_that_are_only_space():
+    numbers = {"loss": 1.0, "unigram_loss": 2.0, "accuracy": 0.5, "unigram_accuracy": 0.1}
+    numbers["masked_tokens"] = 7.0
+    guesses = [{"token": "\n", "probability": 0.5}, {"token": " word", "probability": 0.2}]
+    example = {"domain": "a", "text": "[MASK]", "expected": " word", "predictions": guesses}
+    results = {
+        "domains": {"a-domain-of-a-long-name": numbers, "all": numbers},
+        "views": {},
+        "probes": {},
+        "fill_mask": [example],
+    }
+    head, *rows = summary(results).splitlines()[:3]
+    assert {len(row) for row in rows} == {len(head)}
+    assert "was 'word'; guesses '\\n' 50%, 'word' 20%" in summary(results)

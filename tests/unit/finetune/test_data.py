@@ -1,3 +1,4 @@
+import csv
 import gzip
 import json
 
@@ -61,6 +62,21 @@ def test_train_and_validation_splits_of_all_kinds_of_places_are_read(tmp_path, k
     train, validation = read(folder, **keys)
     assert train.texts("text") == [row["text"] for row in ROWS]
     assert validation.values("label") == [row["label"] for row in ROWS[:4]]
+
+
+def test_csv_and_tsv_are_read_as_json_lines_are(tmp_path):
+    rows = [{"text": 'a, "b"\nc', "label": "yes"}, *ROWS]
+    for suffix, dialect in ((".csv", "excel"), (".tsv", "excel-tab")):
+        with (tmp_path / f"t{suffix}").open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["text", "label"], dialect=dialect)
+            writer.writeheader()
+            writer.writerows(rows)
+        read_back, held = read(tmp_path / f"t{suffix}", validation_share=0.01)
+        texts = read_back.texts("text") + held.texts("text")
+        assert sorted(texts) == sorted(str(row["text"]) for row in rows)
+    (tmp_path / "t.xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"t.xlsx: is of no kind that is read: .jsonl"):
+        read(tmp_path / "t.xlsx")
 
 
 def test_names_of_classes_come_with_the_data_set(tmp_path):

@@ -32,6 +32,21 @@ def test_dry_run_shows_what_would_be_submitted_and_writes_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_pods_that_keep_nothing_are_warned_of(recipe, tmp_path, monkeypatch, capsys):
+    bare, mounted = tmp_path / "bare.yaml", tmp_path / "mounted.yaml"
+    bare.write_text("image: ours:1\n")
+    mounted.write_text("image: ours:1\nmounts: [{source: 'pvc:runs', target: /runs}]\n")
+    for words, warned in (
+        ([f"--profile={bare}"], True),
+        ([f"--profile={mounted}"], False),
+        ([f"--profile={bare}", "store=s3://bucket/runs"], False),
+    ):
+        dry = [recipe, "--on=kubernetes", "--dry-run", *words]
+        code, _, err = launch(monkeypatch, capsys, *dry)
+        assert code == 0, err
+        assert ("checkpoints go with the machine" in err) == warned
+
+
 def test_job_is_submitted_and_its_number_told(recipe, tmp_path, monkeypatch, capsys):
     sbatch = tmp_path / "sbatch"
     sbatch.write_text('#!/bin/sh\ntest "$1" = --parsable && cp "$2" given && echo "41;cluster"\n')

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from restomod.config import PhaseConfig, ScheduleConfig
-from restomod.optim.schedules import step_factor, trapezoid
+from restomod.config import OptimizerConfig, PhaseConfig, ScheduleConfig
+from restomod.optim.schedules import decay_of_weights, peak_lr, step_factor, trapezoid
 
 TOTAL = 1000
 
@@ -26,8 +26,10 @@ def test_decay_follows_its_closed_form(passed, final):
     slots = 600 + 400 * passed
     linear = trapezoid(slots, TOTAL, schedule(decay_shape="linear", final_factor=final))
     root = trapezoid(slots, TOTAL, schedule(final_factor=final))
+    cosine = trapezoid(slots, TOTAL, schedule(decay_shape="cosine", final_factor=final))
     assert linear == pytest.approx(final + (1 - final) * (1 - passed))
     assert root == pytest.approx(final + (1 - final) * (1 - math.sqrt(passed)))
+    assert cosine == pytest.approx(final + (1 - final) * math.cos(math.pi * passed / 2) ** 2)
 
 
 def test_no_warmup_and_no_decay_is_constant():
@@ -46,3 +48,12 @@ def test_steps_take_the_middle_of_their_slots():
 
 def test_phase_is_rounded_up_to_whole_batches():
     assert PhaseConfig(slots="1001", row_tokens=100, batch_rows=1).steps == 11
+
+
+def test_a_phase_has_the_optimizers_rates_unless_it_says_otherwise():
+    optimizer = OptimizerConfig(lr=1e-3, weight_decay=0.01)
+    assert peak_lr(PhaseConfig(), optimizer) == 1e-3
+    assert decay_of_weights(PhaseConfig(), optimizer) == 0.01
+    phase = PhaseConfig(lr=2e-4, weight_decay=0.0)
+    assert peak_lr(phase, optimizer) == 2e-4
+    assert decay_of_weights(phase, optimizer) == 0.0

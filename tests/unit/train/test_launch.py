@@ -3,7 +3,7 @@
 import pytest
 
 from restomod.errors import UserError
-from restomod.train.launch import EXIT_CODE, adopt_launcher, hosts, leave_code
+from restomod.train.launch import EXIT_CODE, adopt_launcher, hosts, leave_code, leave_message
 
 TASK = {
     "SLURM_JOB_ID": "4711",
@@ -110,3 +110,17 @@ def test_exit_code_is_left_beside_torchruns_logs(tmp_path):
     assert leave_code(2, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "error.json")}) == 2
     assert (tmp_path / EXIT_CODE).read_text() == "2\n"
     assert leave_code(1, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "gone" / "error.json")}) == 1
+
+
+def test_torchrun_tells_the_message_of_a_mistake_as_the_root_cause(tmp_path):
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    reply = tmp_path / "error.json"
+    leave_message("error: my.yaml:3: no such key", {"TORCHELASTIC_ERROR_FILE": str(reply)})
+    failures = {
+        rank: ProcessFailure(local_rank=rank, pid=rank, exitcode=2, error_file=str(file))
+        for rank, file in enumerate((reply, tmp_path / "none"))
+    }
+    text = str(ChildFailedError("train.py", failures))
+    assert "my.yaml:3: no such key" in text.partition("Root Cause")[2]
+    leave_message("error", {})

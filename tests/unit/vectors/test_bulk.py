@@ -249,6 +249,14 @@ def test_files_that_break_off_or_disagree_stop_it_where_they_do(model, tmp_path)
         run(model, [str(one), str(two)], tmp_path / "d", id_column="id", part_rows=40)
 
 
+def test_texts_that_are_cut_are_counted(model, tmp_path):
+    rows = [{"text": "a b c d e f g h"}, {"text": "a"}, {"text": "a b c d e f g h i"}]
+    file = jsonl(tmp_path / "a.jsonl", rows)
+    cut = "2 texts fill the 5 tokens that are read of each; what is longer was cut"
+    assert cut in run(model, file, tmp_path / "short", max_tokens=5)
+    assert "was cut" not in run(model, file, tmp_path / "whole")
+
+
 def test_object_stores_are_read_and_written(model, expected, tmp_path):
     import fsspec
 

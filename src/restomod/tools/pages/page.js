@@ -19,7 +19,7 @@
     return v === 0 ? "0" : Math.abs(v) < 0.01 ? v.toExponential(2) : v.toPrecision(4);
   }
   document.querySelectorAll("figure[data-unit]").forEach(function (figure) {
-    var at = figure.querySelector("[data-at]"), slots = {}, latest = [];
+    var at = figure.querySelector("[data-at]"), slots = {}, latest = [], rest = at && at.textContent;
     figure.querySelectorAll("[data-value]").forEach(function (b) {
       slots[b.dataset.value] = b;
       latest.push([b, b.textContent]);
@@ -63,7 +63,7 @@
       }
       function leave() {
         cursor.remove();
-        at.textContent = "latest";
+        at.textContent = rest;
         latest.forEach(function (pair) { pair[0].textContent = pair[1]; });
       }
       svg.setAttribute("tabindex", "0");

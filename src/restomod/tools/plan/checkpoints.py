@@ -13,7 +13,7 @@ from restomod.config import Recipe
 from restomod.model.memory import FLOAT32, moments_per_parameter, parameters
 from restomod.tools.plan.cost import PhaseCost
 from restomod.tools.plan.parts import WARNING, Section, Target, gigabytes
-from restomod.units import parse_duration, parse_slots
+from restomod.units import duration, parse_duration, parse_slots
 
 COPY_BYTES_PER_S = 20e9
 """From a GPU to pinned CPU memory over PCIe, while training stands still for a checkpoint."""
@@ -39,8 +39,8 @@ def checkpoint_section(
     lines = [
         f"{gigabytes(size)} GB each (float32 weights and moments), {count:,} in all; the newest "
         f"{min(count, rules.keep)} stay{others}, {gigabytes(size * kept)} GB",
-        f"every {rules.every_steps:,} steps is every {_time(between)}: what a killed run repeats "
-        f"at most, half of it in the mean{lost}; written in the background at "
+        f"every {rules.every_steps:,} steps is every {duration(between)}: what a killed run "
+        f"repeats at most, half of it in the mean{lost}; written in the background at "
         f"{size / between / 1e6:,.1f} MB/s or more",
     ]
     took = _measured(recipe)
@@ -55,7 +55,9 @@ def checkpoint_section(
             f"{COPY_BYTES_PER_S / 1e9:g} GB/s to CPU memory)"
         )
     if between > LONG_S:
-        lines.append(f"{WARNING}{_time(between)} between checkpoints; lower checkpoint.every_steps")
+        lines.append(
+            f"{WARNING}{duration(between)} between checkpoints; lower checkpoint.every_steps"
+        )
     return Section("checkpoints", lines)
 
 
@@ -101,9 +103,3 @@ def _ends(costs: Sequence[PhaseCost]) -> list[int]:
         step += cost.phase.steps
         ends.append(step)
     return ends
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

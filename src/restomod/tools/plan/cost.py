@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from restomod.config import PhaseConfig, Recipe
+from restomod.cpu import measured_peak
 from restomod.data.mlm import mask_rate
 from restomod.model.flops import attention_flops_per_token, linear_flops_per_token
 from restomod.model.memory import FLOAT32, layer_activations, parameters
@@ -19,6 +20,7 @@ from restomod.tools.plan.memory import chosen, strategies
 from restomod.tools.plan.packing import Packing
 from restomod.tools.plan.parts import Section, Table, Target
 from restomod.tools.plan.scaling import REACHED_BANDWIDTH, Cluster, simulate, workload
+from restomod.units import duration
 
 RATE_SAMPLES = 64
 """Points of a phase at which a mask rate that changes is taken."""
@@ -96,7 +98,7 @@ def _cpu_step_s(
         parameters=sum(parameters(model, vocab_size)),
         layers=again * model.layers * micro_batches,
     )
-    return plan_cpu.step_seconds(work, plan_cpu.measured_peak() / target.node_ranks)
+    return plan_cpu.step_seconds(work, measured_peak() / target.node_ranks)
 
 
 def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
@@ -113,23 +115,25 @@ def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
                 f"{phase.batch_slots:,}",
                 f"{cost.flops:.3g}",
                 f"{cost.step_s:.3g}",
-                _hours(cost.seconds),
+                _hours(cost.seconds) if gpu else duration(cost.seconds),
                 f"{speed / target.ranks:,.0f}",
             ]
         )
-    head = ["phase", "steps", "slots a step", "FLOPs", "s a step", "hours", "slots/s of a rank"]
+    took = "hours" if gpu else "time"
+    head = ["phase", "steps", "slots a step", "FLOPs", "s a step", took, "slots/s of a rank"]
     seconds = sum(cost.seconds for cost in costs)
     if len(costs) > 1:
         steps = sum(cost.phase.steps for cost in costs)
         flops = sum(cost.flops for cost in costs)
-        rows.append(["all", f"{steps:,}", "", f"{flops:.3g}", "", _hours(seconds), ""])
+        total = _hours(seconds) if gpu else duration(seconds)
+        rows.append(["all", f"{steps:,}", "", f"{flops:.3g}", "", total, ""])
     if not gpu:
         return Section(
             "time on this machine's CPU",
-            [f"{_hours(seconds)} hours if nothing else runs, estimated from this CPU's products"],
+            [f"{duration(seconds)} if nothing else runs, estimated from this CPU's products"],
             Table(head, rows),
             notes=[
-                f"Estimate: float32 products at {plan_cpu.measured_peak() / 1e9:.0f} GFLOP/s, "
+                f"Estimate: float32 products at {measured_peak() / 1e9:.0f} GFLOP/s, "
                 "from what was just measured here; loading, evaluation and exchange between ranks "
                 "are not counted"
             ],

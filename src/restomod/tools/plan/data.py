@@ -13,7 +13,7 @@ from restomod.config import PhaseConfig, Recipe
 from restomod.data.dataset import Dataset
 from restomod.data.mixture import exhausted, token_shares
 from restomod.data.rows import SpecialTokens
-from restomod.data.sources import open_dataset
+from restomod.data.sources import open_dataset, other_vocabulary
 from restomod.data.tokenizer import Tokenizer
 from restomod.data.working_set import working_set
 from restomod.errors import UserError
@@ -26,24 +26,69 @@ REPEATS = 4
 FULL, NEARLY = 0.999, 0.99
 """What long enough rows reach, and what no recipe should stay below."""
 LOADED_IDS, LOADED_IDS_SMALL, LOADED_TEXT = 10.4e6, 5.8e6, 0.8e6
-"""Tokens/s of one loader process, as benchmarks/results/data-cpu.txt has them: stored ids in rows
-of 16,384 and more, in smaller ones, and text that is tokenised on the way."""
+"""Tokens/s of one loader process, about as benchmarks/results/loading.txt has them: stored ids in
+rows of 16,384 and more, in smaller ones, and text that is tokenised on the way."""
 SMALL_ROW = 16_384
 
 
 def open_streams(
-    recipe: Recipe, tokenizer: Tokenizer | None
+    recipe: Recipe, tokenizer: Tokenizer | None, section: str
 ) -> tuple[dict[str, Dataset], dict[str, str]]:
-    """Return the streams that are here, and why the others are not."""
+    """Return the streams of `data` or `evaluation` that are here, and why the others are not.
+
+    Raises UserError where one holds another tokenizer's tokens.
+    """
+    configs = recipe.evaluation.streams
+    if section == "data":
+        mixed = {name for phase in recipe.phases for name in phase.mixture}
+        configs = {name: recipe.data.streams[name] for name in sorted(mixed)}
     streams: dict[str, Dataset] = {}
     missing: dict[str, str] = {}
-    for name in sorted({name for phase in recipe.phases for name in phase.mixture}):
-        config = recipe.data.streams[name]
+    problems = []
+    for name, config in configs.items():
         try:
             streams[name] = open_dataset(name, config, recipe.cache_dir, tokenizer, recipe.data)
         except UserError as error:
             missing[name] = str(error)
+            continue
+        key = f"{section}.streams.{name}"
+        problems += other_vocabulary(key, streams[name], recipe, tokenizer)
+    if problems:
+        raise UserError("\n".join(problems))
     return streams, missing
+
+
+def heldout_lines(
+    recipe: Recipe, heldout: Mapping[str, Dataset], missing: Mapping[str, str]
+) -> list[str]:
+    """Say what is evaluated on; warn of what is trained on, too."""
+    trained = {stream.path: name for name, stream in recipe.data.streams.items()}
+    lines = []
+    for name, config in recipe.evaluation.streams.items():
+        if name in missing:
+            lines.append(f"held out {name}: not here ({missing[name]})")
+            continue
+        found = heldout[name].attributes
+        lines.append(
+            f"held out {name}: {heldout[name].documents:,} documents, "
+            f"{'' if found.exact else 'about '}{found.tokens:,} tokens (from {found.source}); the "
+            f"first {recipe.evaluation.rows} rows are read"
+        )
+        if config.path and config.path in trained:
+            lines.append(
+                f"{WARNING}held out {name} is what stream {trained[config.path]} trains on "
+                f"({config.path})"
+            )
+    return lines
+
+
+def missing_lines(here: bool, streams: Mapping[str, str], heldout: Mapping[str, str]) -> list[str]:
+    """Warn of data that is missing where other data is here: its path may be mistyped."""
+    if not here:
+        return []
+    named = [(f"data.streams.{name}", reason) for name, reason in streams.items()]
+    named += [(f"evaluation.streams.{name}", reason) for name, reason in heldout.items()]
+    return [f"{WARNING}{key}: training will not start: {reason}" for key, reason in named]
 
 
 def working_set_lines(recipe: Recipe, streams: Mapping[str, Dataset], world_size: int) -> list[str]:
@@ -159,7 +204,7 @@ def reading_section(
         f"a node of {target.node_ranks} ranks reads {node:,.0f} tokens/s, "
         f"{node * stored / 1e6:,.2f} MB/s as stored; its {processes} loader processes deliver "
         f"about {processes * worker / 1e6:,.1f} M tokens/s ({worker / 1e6:.1f} M each, measured on "
-        "the machine of benchmarks/results/data-cpu.txt)"
+        "the machine of benchmarks/results/loading.txt)"
     ]
     if node > processes * worker:
         needed = -(-node // (worker * target.node_ranks))

@@ -91,6 +91,6 @@ def _chart(schedule: Schedule, found: Schedules, plan: Plan, number: int) -> str
     return (
         f'<figure class="chart" data-unit="{unit}"><figcaption><h3>{title}</h3>'
         f'<ul class="legend"><li>{key("train")}<b data-value="{title}">{last}</b></li></ul>'
-        f'<span class="at" data-at>latest</span></figcaption>'
+        f'<span class="at" data-at>at the end</span></figcaption>'
         f'<div class="frame by-tokens">{svg(plot)}</div></figure>'
     )

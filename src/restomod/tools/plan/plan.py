@@ -27,7 +27,9 @@ from restomod.tools.plan.cost import (
     phase_cost,
 )
 from restomod.tools.plan.data import (
+    heldout_lines,
     lane_lines,
+    missing_lines,
     mixture_lines,
     open_streams,
     packing_lines,
@@ -83,19 +85,25 @@ def make_plan(recipe: Recipe, target: Target) -> Plan:
     needs more open shards or cache than the recipe allows.
     """
     target, refused = _possible(recipe, target)
-    vocab_size, head = 0, Section(f"{recipe.run_name}: runs in {recipe.run_folder}")
-    tokenizer = None
+    vocab_size, head = 0, Section(f"{recipe.run_name}: to be run in {recipe.run_folder}")
+    tokenizer, no_tokenizer = None, ""
     try:
         tokenizer = load_tokenizer(recipe.tokenizer)
         vocab_size = tokenizer.vocab_size
         head.lines.append(f"tokenizer: {recipe.tokenizer}, vocabulary {vocab_size:,}")
     except UserError as error:
-        vocab_size = target.vocabulary
+        vocab_size, no_tokenizer = target.vocabulary, str(error)
         head.lines.append(f"tokenizer: not here, a vocabulary of {vocab_size:,} assumed ({error})")
     head.lines += _model(recipe, vocab_size)
-    streams, missing = open_streams(recipe, tokenizer)
+    streams, missing = open_streams(recipe, tokenizer, "data")
+    heldout, heldout_missing = open_streams(recipe, tokenizer, "evaluation")
+    here = bool(streams or heldout)
+    if not tokenizer and here:
+        head.lines.append(f"{WARNING}tokenizer: training will not start: {no_tokenizer}")
+    head.lines += missing_lines(here, missing, heldout_missing)
     if not missing:
         head.lines += working_set_lines(recipe, streams, target.ranks)
+    head.lines += heldout_lines(recipe, heldout, heldout_missing)
     head.lines += [*refused, *lane_lines(recipe, target), grace(recipe)]
     sections: list[Section] = [head]
     costs: list[PhaseCost] = []

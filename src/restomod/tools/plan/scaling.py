@@ -1,7 +1,7 @@
 """Step time of data-parallel training on many GPUs, worked out from bytes, links and compute.
 
 Enters: a model's shape and measured speed, a cluster, a strategy. Leaves: seconds and bytes of a
-step. `restomod plan` and benchmarks/scaling.py print it; everything here is a pure function of its
+step. `restomod plan` and benchmarks/scaling/ print it; everything here is a pure function of its
 arguments.
 
 Collectives are rings over all GPUs that take part, cut into as many as a node has network adapters,

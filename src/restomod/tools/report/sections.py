@@ -27,8 +27,10 @@ def summary(run: RunRecord) -> str:
         return "Nothing trained yet."
     phase = f", in phase {escape(log.phases[-1].name)}" if len(run.asked) > 1 else ""
     done = ""
-    if run.planned:
-        done = f" of {si(run.planned)} planned ({percent(min(1.0, log.tokens / run.planned))})"
+    if 0 < run.planned <= log.tokens:  # whole batches may be a few slots more
+        done = ", all that were planned,"
+    elif run.planned:
+        done = f" of {si(run.planned)} planned ({percent(log.tokens / run.planned)})"
     return f"{si(log.tokens)} token slots{done} in {duration(log.time_s)}{phase}."
 
 

@@ -87,7 +87,7 @@ def verify(folder: Path, only: str = "") -> tuple[str, dict[str, Any]]:
         if uncovered := sorted(there - files.keys()):
             return f"{uncovered[0]} is not in its manifest", {}
     problem = next((text for text in damages(folder, files).values() if text), "")
-    return (problem, {}) if problem else ("", manifest)
+    return problem, {} if problem else manifest
 
 
 def read_manifest(content: bytes) -> tuple[str, dict[str, Any]]:

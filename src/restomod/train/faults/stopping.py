@@ -185,7 +185,8 @@ class Stopper:
         if not self.requested:
             self.requested = name
             # Not by the logger, whose lock the main thread may hold.
-            os.write(2, f"{name}: the run saves after this step and stops\n".encode())
+            again = "; Ctrl-C once more ends it at once" if name == "SIGINT" else ""
+            os.write(2, f"{name}: the run saves after this step and stops{again}\n".encode())
         self._break_in()
 
     def _poll(self) -> None:

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from restomod import cli
 from restomod.data.sources import open_sources
+from restomod.errors import UserError
 from restomod.model.memory import parameters
 from restomod.recipe import load_recipe
 from restomod.tools.plan.plan import plan
@@ -193,3 +195,40 @@ def test_grace_is_compared_with_what_saving_took(tiny, tmp_path, grace, message)
     text = "".join(json.dumps(event) + "\n" for event in events)
     (recipe.run_folder / "metrics.jsonl").write_text(text + '{"event": "checkpoint", "st')
     assert message in plan(recipe, 1, 1)
+
+
+def test_the_plan_names_held_out_data_and_warns_where_it_is_trained_on(tiny, tmp_path):
+    path = tiny.write(tmp_path / "recipe.yaml")
+    text = plan(load_recipe([path]), 1)
+    name = next(iter(load_recipe([path]).evaluation.streams))
+    assert f"held out {name}: " in text
+    assert "trains on" not in text
+    trained = load_recipe([path]).data.streams["prose"].path
+    text = plan(load_recipe([path], [f"evaluation.streams.{name}.path={trained}"]), 1)
+    assert f"warning: held out {name} is what stream prose trains on ({trained})" in text
+
+
+def test_a_mistyped_path_is_among_the_warnings(tiny, tmp_path):
+    path = tiny.write(tmp_path / "recipe.yaml")
+    words = ["data.streams.prose.path=none", "tokenizer=nowhere"]
+    text = plan(load_recipe([path], words), 1)
+    end = text.rpartition("all of them said above:")[2]
+    assert "data.streams.prose: training will not start: none (stream prose): no such data" in end
+    assert "tokenizer: training will not start: nowhere: no such tokenizer" in end
+
+
+def test_the_plan_refuses_data_of_another_tokenizer_as_training_does(tiny, tmp_path):
+    path = tiny.write(tmp_path / "recipe.yaml")
+    tokenizer = Path(load_recipe([path]).tokenizer)
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-1]
+    other = tmp_path / "other"
+    shutil.copytree(tokenizer, other)
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    recipe = load_recipe([path], [f"tokenizer={other}"])
+    with pytest.raises(UserError) as planned:
+        plan(recipe, 1)
+    with pytest.raises(UserError) as trained:
+        open_sources(recipe)
+    assert "holds tokens of another vocabulary" in str(planned.value)
+    assert str(planned.value) in str(trained.value)

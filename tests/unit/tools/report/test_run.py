@@ -154,6 +154,16 @@ def full_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page_of(run_folder(tmp_path_factory.mktemp("run"), lines, evaluation=evaluation))
 
 
+def test_a_run_whose_last_batch_exceeds_the_plan_is_whole(tmp_path: Path) -> None:
+    lines = [train_line(step) for step in range(1, 101)]
+    for slots, said in (
+        ("99.5K", "100K token slots, all that were planned, in"),
+        ("200K", "50.0%"),
+    ):
+        text = text_of(page_of(run_folder(tmp_path, lines, CONFIG.replace("200K", slots))))
+        assert said in text
+
+
 def test_status_numbers_are_those_of_the_log(full_page: str) -> None:
     text = text_of(full_page)
     assert "small-run" in text
