@@ -33,6 +33,8 @@ NOT_RUN = {
     "make ": "people and .ci/run do",
     "pip install": "the environment has it",
     "python -m pytest tests/gpu": "needs a GPU",
+    "make ablations": "trains for half an hour; tests/systems/test_ablations.py has two arms",
+    "python -m benchmarks.ablations": "the same",
     "python -m benchmarks": "tests/systems/test_benchmarks.py does, small and short",
     "python tests/chaos.py": "tests/systems/test_chaos.py does, on less",
     "python train.py my.yaml --fork runs/my@12000": "test_phases.py forks, from fewer steps",

@@ -28,15 +28,20 @@ OUT = Path("benchmarks/results/ablations")
 PAGE = Path("docs/ablations.md")
 
 
-def main() -> int:
-    """Return the exit code: 0, 1 where a run has failed, 2 for a mistake."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ablations")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="default %(default)s")
     parser.add_argument("--slots", default="1M", help="of a run (default %(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time, of one thread")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--results-only", action="store_true", help="train nothing")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Return the exit code: 0, 1 where a run has failed, 2 for a mistake."""
+    arguments = make_parser().parse_args()
     runs = all_runs([int(s) for s in arguments.seeds.split(",")], parse_slots(arguments.slots))
     started, done = time.monotonic(), 0
 

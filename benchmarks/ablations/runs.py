@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.ablations.arms import (
     ARMS,
     RATES,
@@ -142,8 +140,9 @@ def has_ended(run: Run, folder: Path) -> bool:
         return False
     path, *overrides = run_words(run, folder)
     recipe = dataclasses.asdict(load_recipe([path], overrides))
-    stored = yaml.safe_load((folder / run.name / "config.yaml").read_text())
-    differing = [key for key, value in recipe.items() if stored.get(key) != value]
+    # Keys that have come since then have their defaults.
+    stored = dataclasses.asdict(load_recipe([folder / run.name / "config.yaml"]))
+    differing = [key for key, value in recipe.items() if stored[key] != value]
     if differing:
         raise UserError(
             f"{folder / run.name}: was trained with another {', '.join(differing)} than "

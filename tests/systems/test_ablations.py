@@ -34,7 +34,7 @@ def test_two_arms_and_a_tiled_one_come_to_a_table_and_plots(tiny: Tiny, tmp_path
     ended: list[tuple[str, int]] = []
     train_all(runs, folder, 2, lambda run, code: ended.append((run.name, code)))
     failed = [name for name, code in ended if code]
-    assert not failed, (folder / "logs" / f"{failed[0]}.log").read_text()
+    assert not failed, f"{ended}\n" + (folder / "logs" / f"{failed[0]}.log").read_text()
     assert {name for name, _ in ended} == {run.name for run in runs}
 
     page = out / "page.md"
