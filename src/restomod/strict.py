@@ -156,7 +156,8 @@ def _note_places(node: Any, prefix: str, path: str, places: Places) -> None:
 
 
 def _override(merged: Any, override: str, places: Places) -> None:
-    """Apply one `key=value`; items of a list of named mappings are addressed by name or number."""
+    """Apply one `key=value`; items of a list of named mappings are addressed by name or number. A
+    mapping adds to what is there, an empty one empties it."""
     import yaml
     from omegaconf import OmegaConf
 
@@ -177,7 +178,8 @@ def _override(merged: Any, override: str, places: Places) -> None:
         value = OmegaConf.from_dotlist([f"value={text}"])["value"] if text else ""
     except yaml.YAMLError as error:
         raise UserError(f"command line: `{override}`: the value is not valid YAML") from error
-    OmegaConf.update(merged, ".".join(parts), value, force_add=True)
+    empties = OmegaConf.is_dict(value) and not value
+    OmegaConf.update(merged, ".".join(parts), value, force_add=True, merge=not empties)
     places[".".join(parts)] = "command line"
 
 

@@ -71,6 +71,8 @@ def test_workers_and_evaluation_change_no_number(tiny, train, unbroken):
     )
     assert code == 0, text
     assert exactly(tiny.folder / "runs" / "workers") == exactly(expected)
+    assert metrics(expected, "eval")
+    assert not metrics(tiny.folder / "runs" / "workers", "eval")
 
 
 def test_broken_newest_checkpoint_is_named_and_the_one_before_it_used(tiny, train, unbroken):

@@ -63,6 +63,14 @@ def test_overrides_win_and_later_files_win(good, tmp_path):
     assert recipe.phases[0].mixture == {"web": 0.7, "code": 0.3}
 
 
+def test_a_mapping_adds_to_what_is_there_and_an_empty_one_empties_it(good):
+    more = load_recipe([good], ["data.streams={prose: {path: x}}"]).data.streams
+    assert set(more) == {*load_recipe([good]).data.streams, "prose"}
+    held = "evaluation.streams={code: {path: x}}"
+    assert set(load_recipe([good], [held]).evaluation.streams) == {"code"}
+    assert load_recipe([good], [held, "evaluation.streams={}"]).evaluation.streams == {}
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
