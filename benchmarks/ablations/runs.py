@@ -12,10 +12,9 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -159,35 +158,20 @@ class Queue:
         self._waiting = list(runs)
         self._ended: set[str] = set()
         self._failed: set[str] = set()
-        self._change = threading.Condition()
 
     def next(self) -> Run | None:
-        """Return the next run to train, waiting for what it needs; None when there is none."""
-        with self._change:
-            while self._waiting:
-                self._waiting = [r for r in self._waiting if not self._failed & {*r.needs}]
-                ready = next((r for r in self._waiting if self._ended >= {*r.needs}), None)
-                if ready is None:
-                    if self._waiting:
-                        self._change.wait()
-                    continue
-                self._waiting.remove(ready)
-                if not has_ended(ready, self._folder):
-                    return ready
-                self._ended.add(ready.name)
-            return None
-
-    def stop(self) -> None:
-        """Hand out nothing more."""
-        with self._change:
-            self._waiting.clear()
-            self._change.notify_all()
+        """Return a run that can be trained now; None when none can be before another ends."""
+        self._waiting = [run for run in self._waiting if not self._failed & {*run.needs}]
+        while ready := next((run for run in self._waiting if self._ended >= {*run.needs}), None):
+            self._waiting.remove(ready)
+            if not has_ended(ready, self._folder):
+                return ready
+            self._ended.add(ready.name)
+        return None
 
     def end(self, run: Run, code: int) -> None:
         """Note that a run has ended, with an exit code."""
-        with self._change:
-            (self._failed if code else self._ended).add(run.name)
-            self._change.notify_all()
+        (self._failed if code else self._ended).add(run.name)
 
 
 def train_all(
@@ -195,47 +179,36 @@ def train_all(
 ) -> int:
     """Train what has not ended, `jobs` at a time; return how many have failed.
 
-    Calls `on_end` with each run and its exit code.
+    Calls `on_end` with each run and its exit code. One thread waits for all processes: two that
+    did would read one's exit code twice, and the second time there is none.
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # read when the server of processes loads torch
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["restomod.train.builder"])
-    queue, lock, codes = Queue(runs, folder), threading.Lock(), []
-    running: dict[str, Any] = {}
-
-    def train(run: Run) -> None:
-        log = folder / "logs" / f"{run.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        process = running[run.name] = context.Process(target=_train, args=(run, folder, log))
-        process.start()
-        process.join()
-        del running[run.name]
-        code = process.exitcode or 0
-        with lock:
-            codes.append(code)
-            on_end(run, code)
-        queue.end(run, code)
-
-    def work() -> None:
-        try:
-            while run := queue.next():
-                train(run)
-        except BaseException:
-            queue.stop()
-            raise
-
-    with ThreadPoolExecutor(jobs) as pool:
-        workers = [pool.submit(work) for _ in range(jobs)]
-        try:
-            for worker in workers:
-                worker.result()
-        except BaseException:  # also Ctrl-C: runs save, and go on another time
-            queue.stop()
-            for process in list(running.values()):
-                process.terminate()
-            raise
-    return sum(code != 0 for code in codes)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    queue, failed = Queue(runs, folder), 0
+    running: dict[int, tuple[Run, Any]] = {}
+    try:
+        while True:
+            while len(running) < jobs and (run := queue.next()):
+                log = folder / "logs" / f"{run.name}.log"
+                process = context.Process(target=_train, args=(run, folder, log))
+                process.start()
+                running[process.sentinel] = run, process
+            if not running:
+                return failed
+            for sentinel in wait(list(running)):
+                run, process = running.pop(sentinel)
+                process.join()
+                code = process.exitcode
+                failed += code != 0
+                queue.end(run, code)
+                on_end(run, code)
+    except BaseException:  # also Ctrl-C: runs save, and go on another time
+        for _, process in running.values():
+            process.terminate()
+        raise
 
 
 def _train(run: Run, folder: Path, log: Path) -> None:
