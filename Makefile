@@ -4,7 +4,7 @@
 # make test-systems-quick  leaves out those that take minutes each
 # make test-long  runs what takes up to two hours: faults, soaks, mutation testing; logs in runs/
 # make mutation  mutation testing alone; make coverage  the lines that `make test`'s tests run
-# make bench  runs every benchmark beside its peers, half an hour on two cores, and writes docs/performance.md
+# make bench  runs every benchmark beside its peers, 23 minutes on two cores, and writes docs/performance.md
 # make ablations  compares choices of a recipe on the demo's text: docs/ablations.md, 90 runs, half an hour on two free cores
 # make setup  only sets up: skipped when nothing changed
 # make docs   builds the documentation into site/

@@ -1,6 +1,6 @@
 """Runs every benchmark beside its peers and writes one page of what was reached.
 
-    python -m benchmarks                          # all: `make bench`; docs/performance.md
+    python -m benchmarks                          # all; `make bench`; writes the pages
     python -m benchmarks --only resume,training   # parts or groups; the page keeps the others
     python -m benchmarks --quick                  # small and short, to see that all runs
 

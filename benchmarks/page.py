@@ -1,4 +1,4 @@
-"""Writes what results say into the pages that show it: docs/performance.md and docs/scale.md.
+"""Writes what results say into the pages that show it: performance.md and scale.md, and README.
 
     python -m benchmarks.page           # `make bench` does it at its end
 
@@ -21,6 +21,8 @@ from benchmarks.targets import GPU_SIZES, TARGETS, Figure, Target
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 SCALE = ROOT / "docs" / "scale.md"
+README = ROOT / "README.md"
+PAGES = (PAGE, SCALE, README)
 BUSY_CORES = 0.25
 """Cores that other programs kept busy from which on a result says so."""
 Results = dict[str, dict[str, Any]]
@@ -44,8 +46,8 @@ def rendered(text: str, results: Results) -> str:
 
 def section(name: str, results: Results) -> str:
     """Return what belongs in the place of that name; nothing where what it follows from failed."""
-    if name == "targets":
-        return targets(results)
+    if name in ("targets", "targets in short"):
+        return targets(results) if name == "targets" else targets(results, columns=5)
     if name == "gpu":
         return on_gpus(results)
     if name.startswith("scale "):
@@ -56,13 +58,13 @@ def section(name: str, results: Results) -> str:
     return part(name, results)
 
 
-def targets(results: Results) -> str:
-    """Return the table of all targets."""
+def targets(results: Results, columns: int = 8) -> str:
+    """Return the table of all targets, or its first columns: the others say where it was."""
     rows = [
         ("", "target", "measured", "", "beside", "machine", "commit", "log"),
         *(target_row(target, results.get(target.part)) for target in TARGETS),
     ]
-    return markdown(rows)
+    return markdown([row[:columns] for row in rows])
 
 
 def target_row(target: Target, result: dict[str, Any] | None) -> tuple[str, ...]:
@@ -154,7 +156,7 @@ def write(results: Results, page: Path = PAGE) -> None:
 def main() -> None:
     """Write all pages."""
     results = load()
-    for page in (PAGE, SCALE):
+    for page in PAGES:
         write(results, page)
         say(f"wrote {page.relative_to(ROOT)}")
 

@@ -34,7 +34,7 @@ class Target:
     @property
     def text(self) -> str:
         """The bound, in words."""
-        words = self.figure.shown.replace(".3%", ".4g").replace(".0%", ".4g")
+        words = self.figure.shown.replace(".3%", ".4g").replace(".1%", ".4g")
         number = 100 * self.bound if "%" in self.figure.shown else self.bound / self.figure.unit
         sign = " %" if "%" in self.figure.shown else ""
         shown = words.replace(":.2f", ":g").replace(":.1f", ":g").replace(":,.0f", ":g")
@@ -75,7 +75,7 @@ def _steps(size: str, words: str, short: float, full: float, linear: float) -> l
         return Target(
             f"FLOP/s of a step's linear layers, {documents}, {words}",
             part,
-            Figure(f"{size}, {kind}: linear layers, of torch.mm", "{:.0%}"),
+            Figure(f"{size}, {kind}: linear layers, of torch.mm", "{:.1%}"),
             linear,
             True,
             "torch.mm's best: {}",

@@ -46,7 +46,7 @@ RESULT = {
 }
 
 
-@pytest.mark.parametrize("file", [page.PAGE, page.SCALE], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", page.PAGES, ids=lambda file: file.stem)
 def test_a_page_is_what_the_results_say(file):
     text = file.read_text()
     assert page.rendered(text, page.load()) == text, "python -m benchmarks.page writes it anew"
