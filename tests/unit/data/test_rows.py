@@ -103,6 +103,16 @@ def test_ids_wider_than_32_bits_are_not_wrapped_into_the_vocabulary(bad):
     assert row.input_ids.dtype == np.int32
 
 
+def test_the_first_and_the_last_id_of_the_vocabulary_are_ordinary():
+    assert build([([0, 99], BOTH)]).input_ids.tolist()[:4] == [CLS, 0, 99, SEP]
+
+
+def test_the_first_token_of_a_later_chunk_is_told_as_its_own():
+    with pytest.raises(ForeignTokenError) as error:
+        build([([10], BOTH), ([100], BOTH)], special="none")
+    assert error.value.chunk == 1
+
+
 def test_the_digest_tells_rows_apart_by_everything_in_them():
     mask = MaskConfig(mask_share=0.5, random_share=0.0)
     common = {"rate": 0.5, "mask": mask}
