@@ -54,13 +54,11 @@ class BatchSizes:
         """Return the step that trains on row `row` (the first is 0)."""
         if row >= self.warmup_rows:
             return self.warmup_steps + (row - self.warmup_rows) // self.rows
-        step = 0
-        for size in self.warmup:
-            if row < self.steps_each * size:
-                return step + row // size
-            row -= self.steps_each * size
-            step += self.steps_each
-        raise AssertionError(row)
+        n = 0
+        while row >= self.steps_each * self.warmup[n]:
+            row -= self.steps_each * self.warmup[n]
+            n += 1
+        return n * self.steps_each + row // self.warmup[n]
 
     def steps(self, rows: int) -> int:
         """Return the least number of steps that take `rows` rows or more."""

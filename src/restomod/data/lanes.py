@@ -125,9 +125,11 @@ class Lane:
         self._packer: Packer[tuple[Chunk, np.ndarray]] = Packer()
         self._pending: list[int] = []
         """Stream, shard, document, start and length of what is not cut yet of a document."""
-        self._pending_tokens = np.zeros(0, np.int32)
-        self._drawn: list[int] = []
+        self._pending_tokens: np.ndarray
+        """That document's tokens, all of them."""
+        self._drawn: list[int]
         self._drawn_block = -1
+        """Number of the block of draws that `_drawn` holds."""
         self._added: list[Chunk] = []
         self._taken: list[int] = []
         self._newly_skipped: list[tuple[int, int, int, int]] = []

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from restomod.config import DataConfig, MaskConfig, MaskStep, PhaseConfig
 from restomod.data.files import DamagedShardError
-from restomod.data.lanes import Lane, LaneSetting
+from restomod.data.lanes import DRAWS, Lane, LaneSetting
+from restomod.data.mixture import stream_draws
 from restomod.data.order import StreamCursor
-from restomod.data.state import LaneState
+from restomod.data.rows import CLOSES, OPENS
+from restomod.data.state import COUNTERS, LaneState
 from restomod.data.tokenizer import WordParts
+from restomod.errors import UserError
 
 V = 1000
 
@@ -27,6 +30,7 @@ class Documents:
     lengths: list[list[int]]
     exact: bool = True
     damaged: set[int] = field(default_factory=set)
+    prefetched: list[int] = field(default_factory=list)
 
     def __post_init__(self):
         self.shard_documents = np.array([len(shard) for shard in self.lengths])
@@ -43,7 +47,10 @@ class Documents:
         return ((np.arange(length) * 17 + key) % (V - 10) + 10).astype(np.uint16)
 
     def prefetch(self, shard):
-        pass
+        self.prefetched.append(shard)
+
+    def place(self, shard, document):
+        return f"{self.name}: shard {shard}, document {document}"
 
 
 class Vocabulary:
@@ -82,6 +89,7 @@ class Account:
             self.delivered += [self.chunks[age] for age in row.delta.taken]
             self.state.apply(row.delta)
             self.rows.append(row)
+            assert row.lane == self.lane._number
         return self
 
     def check(self):
@@ -95,17 +103,23 @@ class Account:
         went = Counter()
         kept = [*self.delivered, *map(tuple, self.state.waiting.values())]
         kept += [tuple(self.state.pending)] if self.state.pending else []
-        for _, stream, shard, document, start, length, _ in kept:
+        pending = len(kept) - bool(self.state.pending)
+        for n, (_, stream, shard, document, start, length, ends) in enumerate(kept):
             for token in range(start, start + length):
                 went[(stream, shard, document, token)] += 1
+            whole = self.streams[stream].lengths[shard][document]
+            opens, closes = start == 0, start + length == whole
+            assert n == pending or ends == opens * OPENS + closes * CLOSES
         least = max(1, self.setting.data.skip_shorter_than)
         expected = Counter()
-        skipped = np.zeros(len(self.streams), int)
+        skipped, empty, short, damaged = np.zeros((4, len(self.streams)), int)
         for (n, shard, document), times in drawn.items():
             length = self.streams[n].lengths[shard][document]
             if shard in self.streams[n].damaged:
+                damaged[n] += times
                 continue
             if length < least:
+                (short if length else empty)[n] += times
                 skipped[n] += times * length
                 continue
             for token in range(length):
@@ -119,6 +133,9 @@ class Account:
             waiting[fields[1]] += fields[5]
         counter = self.state.counter
         assert (counter("skipped_tokens") == skipped).all()
+        assert (counter("empty") == empty).all()
+        assert (counter("short") == short).all()
+        assert (counter("damaged") == damaged).all()
         assert (
             counter("delivered_tokens") + waiting + counter("skipped_tokens")
             == counter("drawn_tokens")
@@ -285,7 +302,42 @@ def test_repeat_and_choose_are_in_documents(by, numbers):
     assert abs(documents[0] / documents.sum() - share) < 4 * error
 
 
-def test_damaged_shard_stops_or_is_skipped_and_counted():
+def test_a_lanes_streams_are_one_sequence_of_draws():
+    """Over any number of blocks of them, and wherever it is taken up again."""
+    drawn = []
+
+    class Told(Documents):
+        def tokens(self, shard, document):
+            drawn.append(self.name)
+            return super().tokens(shard, document)
+
+    streams = [Told("a", [[20, 30]] * 9), Told("b", [[20, 40]] * 9), Told("c", [[20, 20]] * 9)]
+    phase = PhaseConfig(
+        sequence_length=64, row_tokens=512, batch_rows=1, mixture={"a": 1, "b": 2, "c": 3}
+    )
+    data = DataConfig(lanes=2)
+    account = Account(1, streams, data, phase).step(160)
+    count = account.state.draws
+    assert count == len(drawn) > 2 * DRAWS
+    expected = stream_draws(0, 1, 0, count, account.state.weights)
+    assert drawn == ["abc"[n] for n in expected]
+    again = Account(1, streams, data, phase, account.state.plain())
+    drawn.clear()  # what waits has been read again
+    again.step(10)
+    expected = stream_draws(0, 1, count, len(drawn), account.state.weights)
+    assert drawn == ["abc"[n] for n in expected]
+
+
+def test_a_buffer_of_thousands_of_documents_is_filled():
+    """More of them than may be left out one after another."""
+    stream = Documents("a", [[1, 1, 1]])
+    phase = PhaseConfig(sequence_length=64, row_tokens=3072, batch_rows=1, mixture={"a": 1})
+    data = DataConfig(lanes=1, buffer_rows=4, tokens_per_document_min=1, special_tokens="none")
+    account = Account(0, [stream], data, phase).step(2).check()
+    assert account.state.counter("documents")[0] == 5 * 3072
+
+
+def test_damaged_shard_stops_or_is_skipped_and_counted(caplog):
     stream = corpus("a", 300, 40, 0, shard=10, damaged={3, 7})
     phase = PhaseConfig(sequence_length=64, row_tokens=512, batch_rows=1, mixture={"a": 1})
     with pytest.raises(DamagedShardError, match="damaged"):
@@ -295,6 +347,9 @@ def test_damaged_shard_stops_or_is_skipped_and_counted():
     assert account.state.places[0][0] >= 1
     assert account.state.counter("damaged")[0] >= 20
     assert {(n, shard) for n, shard, *_ in account.state.skipped} == {(0, 3), (0, 7)}
+    assert {record.getMessage() for record in caplog.records} == {
+        f"a: shard {shard} is damaged; it is skipped from here on" for shard in (3, 7)
+    }
     middle = Account(0, [stream], data, phase).step(25)
     rest = Account(0, [stream], data, phase, middle.state.plain())
     rest.delivered = list(middle.delivered)
@@ -320,14 +375,92 @@ def test_shard_that_is_gone_on_resume_is_skipped_with_what_waits():
     )
 
 
-def test_streams_without_a_readable_document_are_an_error():
-    stream = Documents("a", [[0, 0], [0]])
-    stream.mean_tokens = 1.0
+def test_shard_that_is_gone_on_resume_takes_the_rest_of_its_document_along():
+    stream = Documents("a", [[n, 5000] for n in range(1, 31)])
     phase = PhaseConfig(sequence_length=64, row_tokens=512, batch_rows=1, mixture={"a": 1})
-    from restomod.errors import UserError
+    data = DataConfig(lanes=1, on_damaged_shard="skip", skip_shorter_than=20)
+    middle = Account(0, [stream], data, phase).step(200)
+    _, _, shard, document, start, length, _ = middle.state.pending
+    assert (start + length, document) == (5000, 1)
+    skipped = middle.state.counter("skipped_tokens")[0]
+    assert skipped > 0
+    waiting = sum(f[5] for f in middle.state.waiting.values() if f[2] == shard)
+    damaged = replace(stream, damaged={shard})
+    rest = Account(0, [damaged], data, phase, middle.state.plain())
+    assert rest.lane._counters[0, COUNTERS.index("skipped_tokens")] == skipped + waiting + length
+    rest.step(40)
+    assert not any(fields[2] == shard for fields in rest.state.waiting.values())
 
-    with pytest.raises(UserError, match="hold no document"):
-        Account(0, [stream], DataConfig(lanes=1), phase).step(1)
+
+@pytest.mark.parametrize("lengths", [[[0, 3], [0]], [[70], [9, 80]]])
+def test_streams_without_a_readable_document_are_an_error(lengths):
+    damaged = {shard for shard, documents in enumerate(lengths) if sum(documents) > 3}
+    streams = [Documents(name, lengths, damaged=damaged) for name in "ab"]
+    phase = PhaseConfig(sequence_length=64, row_tokens=512, batch_rows=1, mixture={"a": 1, "b": 1})
+    data = DataConfig(lanes=1, skip_shorter_than=4, on_damaged_shard="skip")
+    with pytest.raises(UserError, match="streams a, b hold no document of 4 tokens or more"):
+        Account(0, streams, data, phase).step(1)
+
+
+def test_one_readable_document_among_thousands_of_empty_ones_is_found_in_every_epoch():
+    count = 3000
+    stream = Documents("a", [[0] * (count - 1) + [60]])
+    phase = PhaseConfig(sequence_length=64, row_tokens=64, batch_rows=1, mixture={"a": 1})
+    data = DataConfig(lanes=1, buffer_rows=1)
+    account = Account(0, [stream], data, phase)
+    cursor = StreamCursor(account.setting.orders[0], 0)
+    found = [n for n in range(20 * count) if cursor.next()[1] == count - 1]
+    assert np.diff(found).max() > 1.5 * count, "no two finds far enough apart"
+    account.step(19)
+    assert account.state.counter("delivered_chunks")[0] == 19
+
+
+def test_a_token_that_the_tokenizer_lacks_is_an_error_that_names_its_document():
+    class Foreign(Documents):
+        def tokens(self, shard, document):
+            ids = super().tokens(shard, document)
+            return np.full_like(ids, V) if (shard, document) == (1, 3) else ids
+
+    stream = Foreign("a", [[20] * 5] * 3)
+    phase = PhaseConfig(sequence_length=64, row_tokens=512, batch_rows=1, mixture={"a": 1})
+    with pytest.raises(UserError, match=f"^a: shard 1, document 3: token {V} does not exist"):
+        Account(0, [stream], DataConfig(lanes=1, buffer_rows=2), phase).step(2)
+
+
+def test_a_lane_asks_for_the_shards_that_it_will_need():
+    stream = corpus("a", 300, 40, 0, shard=10)
+    phase = PhaseConfig(sequence_length=64, row_tokens=512, batch_rows=1, mixture={"a": 1})
+    account = Account(0, [stream], DataConfig(lanes=1), phase)
+    asked = []
+    account.setting.prefetcher.ask = lambda job: asked.append(job())
+    account.step(40)
+    assert len(asked) >= 30
+    assert set(stream.prefetched) == set(range(30))
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("first_row", [0, 8])
+def test_odds_of_estimated_streams_are_kept_where_a_run_goes_on(number, first_row):
+    """Within a block of draws they stay what they were at its beginning, or the phase's."""
+    streams = [corpus("a", 300, 40, 0, exact=False), corpus("b", 300, 40, 1, exact=False)]
+    streams[0].mean_tokens *= 3
+    data = DataConfig(lanes=3, buffer_rows=1)
+    common = {"sequence_length": 64, "row_tokens": 512, "batch_rows": 3}
+    phase = PhaseConfig(mixture={"a": 2, "b": 1}, **common)
+    before = None
+    if first_row:
+        earlier = PhaseConfig(mixture={"a": 1, "b": 9}, **common)
+        before = Account(number, streams, data, earlier)
+        before = before.step(len(range(number, first_row, 3))).state.plain()
+    straight = Account(number, streams, data, phase, before, first_row=first_row)
+    states = [straight.step(1).state.plain() for _ in range(90)]
+    assert {state["draws"] // DRAWS for state in states} >= {0, 1}
+    assert len({tuple(state["weights"]) for state in states}) >= 2
+    for rows in (1, 2, 3, 4, 5, 60, 87):
+        again = Account(number, streams, data, phase, states[rows - 1], first_row=first_row)
+        again.step(3)
+        assert [r.digest for r in again.rows] == [r.digest for r in straight.rows[rows : rows + 3]]
+        assert again.state.plain() == states[rows + 2]
 
 
 def test_mask_rate_follows_its_schedule_from_the_phases_begin():

@@ -79,6 +79,41 @@ def test_neobert_style_masks_all():
     assert (inputs[positions] == MASK).all()
 
 
+class Draws:
+    """A generator of given numbers."""
+
+    def __init__(self, *draws):
+        self._draws = [np.array(drawn, np.float32) for drawn in draws]
+
+    def random(self, size, dtype):
+        drawn = self._draws.pop(0)
+        assert (drawn.shape, drawn.dtype) == ((size,), dtype)
+        return drawn
+
+    def integers(self, high, size):
+        assert high == V - len(SPECIAL)
+        return np.full(size, 7)
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_a_draw_that_equals_a_bound_is_beyond_it(whole_word):
+    """Shares are half open, so that 0 is never drawn and 1 always."""
+    config = MaskConfig(mask_share=0.25, random_share=0.5, whole_word=whole_word)
+    draws = [[0.0, 0.125, 0.375, 0.5]]
+    if whole_word:  # one draw for each word's fate, one for each predicted token's
+        draws.append([0.0, 0.25, 0.75])
+    tokens = np.array([11, 12, 13, 14])
+    inputs, positions = Masker(config, Vocabulary())(tokens, Draws(*draws), 0.5)
+    assert positions.tolist() == [0, 1, 2]
+    assert inputs.tolist() == [MASK, 7 + len(SPECIAL), 13, 14]
+    config.random_share = 0.0
+    inputs, positions = Masker(config, Vocabulary())(tokens, Draws(*draws), 0.5)
+    assert positions.tolist() == [0, 1, 2]
+    assert inputs.tolist() == [MASK, 12, 13, 14]
+    draws = [[0.0] * 4, []][: 1 + whole_word]
+    assert len(Masker(config, Vocabulary())(tokens, Draws(*draws), 0.0)[1]) == 0
+
+
 def test_same_generator_gives_the_same_masks():
     first, second, other = masked(seed=1), masked(seed=1), masked(seed=2)
     assert (first[1] == second[1]).all()

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from restomod.data import pack
+from restomod.data import packer as packer_module
 from restomod.data.packer import Packer
 
 
@@ -153,3 +154,70 @@ def test_documents_per_row_are_bounded():
     for age in range(10):
         packer.add(age, 1, age)
     assert len(packer.row(100, documents=4)) == 4
+
+
+def defined_row(waiting, row_tokens, most, order):
+    """The ages that a row takes of `waiting` chunks (age to length, the oldest first), as the
+    packer's documentation defines it, looking at all of them each time."""
+    left, taken, room = dict(waiting), [], row_tokens
+    closing = packer_module.CLOSING_CHUNKS * sum(left.values()) / len(left)
+
+    def take(age):
+        taken.append(age)
+        return left.pop(age)
+
+    for age in order:
+        if left[age] > room or len(taken) == most or (taken and room <= closing):
+            break
+        room -= take(age)
+
+    best, lengths = 0, ()
+    for length in left.values():
+        if best < length <= room:
+            best, lengths = length, (length,)
+    for age in list(left)[: packer_module.TRIES]:
+        others = [n for other, n in left.items() if other != age and n <= room - left[age]]
+        if others and left[age] + max(others) > best:
+            best, lengths = left[age] + max(others), (left[age], max(others))
+    while lengths and len(taken) < most:
+        for length in lengths[: most - len(taken)]:
+            room -= take(next(age for age, n in left.items() if n == length))
+        lengths = tuple(sorted(n for n in left.values() if n <= room))[-1:]
+    return taken
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_rows_are_as_defined_whatever_waits(drawn, monkeypatch):
+    """With bounds small enough for a few chunks to reach all of them."""
+    for name, value in {"TRIES": 4, "DRAWN_FROM": 12, "WORD": 4}.items():
+        monkeypatch.setattr(packer_module, name, value)
+    generator = np.random.default_rng(0)
+    rows = 0
+    for case in range(150):
+        row_tokens = int(generator.integers(9, 40))
+        lengths = generator.choice([1, 2, 3, 4, 5, 8, 9, 12, 17], size=generator.integers(1, 80))
+        waiting = dict(enumerate(lengths.tolist()))
+        packer: Packer[int] = Packer()
+        for age, length in waiting.items():
+            packer.add(age, length, age)
+        while waiting:
+            most = int(generator.integers(1, 12))
+            order = list(waiting)
+            if drawn:
+                worth = row_tokens * len(waiting) // sum(waiting.values())
+                ages = order[: max(12, 2 * worth)]
+                permutation = np.random.default_rng(case).permutation(len(ages) - 1)
+                order = [ages[0], *(ages[n + 1] for n in permutation)]
+            expected = defined_row(waiting, row_tokens, most, order)
+            assert packer.row(row_tokens, most, np.random.default_rng(case) if drawn else None) == (
+                expected
+            )
+            for age in expected:
+                del waiting[age]
+            assert list(packer.waiting()) == list(waiting)
+            assert packer.tokens == sum(waiting.values())
+            rows += bool(expected)
+            if not expected:  # only chunks longer than a row are left
+                assert min(waiting.values()) > row_tokens
+                break
+    assert rows > 500

@@ -107,9 +107,10 @@ def test_the_first_and_the_last_id_of_the_vocabulary_are_ordinary():
     assert build([([0, 99], BOTH)]).input_ids.tolist()[:4] == [CLS, 0, 99, SEP]
 
 
-def test_the_first_token_of_a_later_chunk_is_told_as_its_own():
-    with pytest.raises(ForeignTokenError) as error:
-        build([([10], BOTH), ([100], BOTH)], special="none")
+@pytest.mark.parametrize("before", [0, 10, 99])
+def test_the_first_token_of_a_later_chunk_is_told_as_its_own(before):
+    with pytest.raises(ForeignTokenError, match="token 100 does not exist") as error:
+        build([([before], BOTH), ([100], BOTH)], special="none")
     assert error.value.chunk == 1
 
 

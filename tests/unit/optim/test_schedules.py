@@ -32,6 +32,22 @@ def test_decay_follows_its_closed_form(passed, final):
     assert cosine == pytest.approx(final + (1 - final) * math.cos(math.pi * passed / 2) ** 2)
 
 
+def test_a_shape_of_ones_own_is_called_with_the_share_that_has_passed(tmp_path, monkeypatch):
+    (tmp_path / "shapes.py").write_text(
+        "from dataclasses import dataclass\n\n\n"
+        "@dataclass\n"
+        "class Power:\n"
+        "    power: int = 1\n\n"
+        "    def __call__(self, passed):\n"
+        "        return (1 - passed) ** self.power\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    cubic = schedule(decay_shape="shapes:Power", decay_options={"power": 3}, final_factor=0.1)
+    assert trapezoid(600, TOTAL, cubic) == 1
+    assert trapezoid(800, TOTAL, cubic) == pytest.approx(0.1 + 0.9 * 0.125)
+    assert trapezoid(1000, TOTAL, cubic) == pytest.approx(0.1)
+
+
 def test_no_warmup_and_no_decay_is_constant():
     constant = schedule(warmup="0", decay="0")
     assert {trapezoid(slots, TOTAL, constant) for slots in range(0, 1001, 10)} == {1.0}
