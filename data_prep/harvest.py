@@ -55,6 +55,7 @@ from restomod.harvest.installed import (
     hash_key,
     plan_files,
 )
+from restomod.units import counted
 
 FORMAT = 1
 DOMAINS = ("code", "prose", "science")
@@ -318,7 +319,7 @@ def _work(arguments: argparse.Namespace) -> None:
     for domain, of_split in manifest.result["domains"].items():
         train, heldout = (of_split[split] for split in SPLITS)
         stage.say(
-            f"{arguments.out}/{domain}: {train['documents']} documents, "
+            f"{arguments.out}/{domain}: {counted(train['documents'], 'document')}, "
             f"{train['text_bytes'] / 1e6:.1f} MB to train on; {heldout['documents']}, "
             f"{heldout['text_bytes'] / 1e6:.2f} MB held out "
             f"({len(heldout['distributions'])} distributions)"

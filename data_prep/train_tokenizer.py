@@ -27,6 +27,7 @@ from restomod.prepare.config import wrong_vocab_size
 from restomod.prepare.files import find_files
 from restomod.prepare.readers import Tally, read_documents, require_documents
 from restomod.prepare.sampling import sample_evenly
+from restomod.units import counted
 
 FORMAT = 1
 
@@ -117,7 +118,7 @@ def _work(arguments: argparse.Namespace) -> None:
         )
     stage.say(
         f"{arguments.out}: {tokenizer.size} tokens learned from "
-        f"{manifest.result['sampled_bytes'] / 1e6:.1f} MB in {len(texts)} documents"
+        f"{manifest.result['sampled_bytes'] / 1e6:.1f} MB in {counted(len(texts), 'document')}"
     )
 
 

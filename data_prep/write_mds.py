@@ -34,6 +34,7 @@ from restomod.prepare.config import COMPRESSION, parse_size
 from restomod.prepare.files import find_files
 from restomod.prepare.readers import Tally, read_documents, require_documents
 from restomod.prepare.shards import describe, write_description, write_shards
+from restomod.units import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,7 +203,7 @@ def _write_dataset(
     stage.report_problems(tally.problems)
     dropped = f", {sum(tally.dropped.values())} dropped" if tally.dropped else ""
     stage.say(
-        f"{out}: {written.documents} documents{dropped}, {written.tokens} tokens, "
+        f"{out}: {counted(written.documents, 'document')}{dropped}, {written.tokens} tokens, "
         f"{tally.text_bytes / max(written.tokens, 1):.2f} bytes a token"
     )
 

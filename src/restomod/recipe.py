@@ -16,6 +16,7 @@ from restomod.config import Recipe
 from restomod.errors import UserError
 from restomod.impossible import impossible
 from restomod.strict import load_strict
+from restomod.units import counted
 
 
 def load_recipe(paths: list[str | Path], overrides: list[str] | None = None) -> Recipe:
@@ -61,7 +62,10 @@ def world_problems(recipe: Recipe, world_size: int, node_ranks: int | None = Non
         )
     for phase in recipe.trained_phases:
         unit = world_size * phase.micro_batch_rows
-        ranks = f"{world_size} ranks x {phase.micro_batch_rows} rows of a micro-batch"
+        ranks = (
+            f"{counted(world_size, 'rank')} x {counted(phase.micro_batch_rows, 'row')} of a "
+            "micro-batch"
+        )
         if phase.batch_rows % unit:
             problems.append(
                 f"phases.{phase.name}.batch_rows: {phase.batch_rows} rows are not divided by "

@@ -1,5 +1,5 @@
 """How recipes and commands write numbers (token slots, 50B; durations, 23h30m; counts), and how
-pages and terminals show seconds."""
+pages and terminals show seconds and how many there are of something."""
 
 from __future__ import annotations
 
@@ -49,6 +49,11 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes % 60:02d} min"
     return f"{days} d {hours % 24:02d} h"
+
+
+def counted(count: int, thing: str, things: str = "") -> str:
+    """Write how many things there are: 1 rank, 1,024 ranks; `things` for another plural than s."""
+    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
 
 
 def positive(text: str) -> int:

@@ -74,7 +74,7 @@ def test_batch_and_lanes_that_ranks_do_not_divide(refused, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     message = refused()
     assert "data.lanes: 4 lanes cannot be shared by 3 ranks; use 2 or 4 ranks" in message
-    assert "4 rows are not divided by 3 ranks x 1 rows of a micro-batch; use 3 or 6" in message
+    assert "4 rows are not divided by 3 ranks x 1 row of a micro-batch; use 3 or 6" in message
 
 
 def test_batch_that_micro_batches_do_not_divide(refused):

@@ -12,7 +12,6 @@ import yaml
 from restomod import config
 from restomod.errors import UserError
 from restomod.recipe import check_world, flatten, load_recipe, save_recipe
-from restomod.units import parse_slots
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "yamls" / "recipes").glob("*.yaml"))
@@ -181,7 +180,7 @@ def test_world_that_does_not_divide_names_the_nearest(good):
         "12 lanes cannot be shared by 8 ranks; use 6 or 12 ranks, or, for a new run, 8 or 16 lanes"
         in message
     )
-    assert "10 rows are not divided by 8 ranks x 1 rows of a micro-batch; use 8 or 16" in message
+    assert "10 rows are not divided by 8 ranks x 1 row of a micro-batch; use 8 or 16" in message
     recipe.phases[0].micro_batch_rows = 4
     with pytest.raises(UserError, match="use 8 or 16"):
         check_world(recipe, 2)
@@ -227,26 +226,6 @@ def test_saved_recipe_loads_as_the_same(good, tmp_path):
     assert load_recipe([tmp_path / "saved.yaml"]) == recipe
     assert yaml.safe_load((tmp_path / "saved.yaml").read_text())["phases"][0]["name"] == "pretrain"
     assert flatten(recipe)["phases.pretrain.mask.rate"] == 0.3
-
-
-@pytest.mark.parametrize(
-    ("text", "slots"),
-    [
-        ("1_200_000", 1_200_000),
-        ("50B", 50 * 10**9),
-        ("1.719T", 1_719 * 10**9),
-        (7, 7),
-        ("2.5K", 2500),
-    ],
-)
-def test_slots_are_exact(text, slots):
-    assert parse_slots(text) == slots
-
-
-@pytest.mark.parametrize("text", ["", "B", "-3", "1e9", "0.5", "1.2345K", "5 apples"])
-def test_slots_that_are_none(text):
-    with pytest.raises(ValueError, match="not a"):
-        parse_slots(text)
 
 
 def test_every_option_has_a_reader():

@@ -16,7 +16,7 @@ from restomod.config import Recipe
 from restomod.errors import UserError
 from restomod.launch.profile import Profile, need
 from restomod.launch.words import Quoted, label, pod, sbatch, words, yaml
-from restomod.units import parse_duration
+from restomod.units import counted, parse_duration
 
 TEMPLATES = Path(__file__).parents[3] / "launchers"
 SYSTEMS = ("slurm", "kubernetes", "skypilot", "torchrun")
@@ -103,7 +103,8 @@ def _check(job: Job) -> None:
         hosts = profile.torchrun.hosts
         need(
             job.nodes <= max(1, len(hosts)),
-            f"torchrun.hosts: {len(hosts)} hosts in the profile, {job.nodes} nodes asked for",
+            f"torchrun.hosts: {counted(len(hosts), 'host')} in the profile, "
+            f"{counted(job.nodes, 'node')} asked for",
         )
 
 

@@ -26,7 +26,7 @@ from restomod.prepare.card_values import (
 from restomod.tools.pages.charts import si
 from restomod.tools.pages.markup import NONE, bytes_text, passage, plain, table, times
 from restomod.tools.record.metrics_log import number, numbers
-from restomod.units import duration
+from restomod.units import counted, duration
 
 SHOWN_REJECTS = 60
 SHOWN_CHARACTERS = 1200
@@ -40,8 +40,7 @@ def summary(manifest: Manifest) -> str:
         return "The manifest names no source with documents."
     of_tokens = "" if tokens is None else f"{si(tokens)} tokens in "
     of_text = "" if size is None else f", {bytes_text(size)} of text"
-    plural = "s" if len(sources) > 1 else ""
-    return f"{of_tokens}{si(documents)} documents{of_text}, from {len(sources)} source{plural}."
+    return f"{of_tokens}{si(documents)} documents{of_text}, from {counted(len(sources), 'source')}."
 
 
 def status(manifest: Manifest) -> list[tuple[str, str, str]]:

@@ -59,6 +59,7 @@ from restomod.prepare.publish import (
     publish_tokenizer,
     published_manifest,
 )
+from restomod.units import counted
 
 logger = logging.getLogger(__name__)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -411,8 +412,8 @@ def summary(recipe: Preparation, manifest: dict[str, Any]) -> str:
         held = source["splits"].get("heldout", {}).get("documents", 0)
         ratio = source["text_bytes"] / max(1, tokens)
         lines.append(
-            f"{source['name']}: {documents} documents, {held} of them held out, {tokens} tokens, "
-            f"{ratio:.2f} bytes a token"
+            f"{source['name']}: {counted(documents, 'document')}, {held} of them held out, "
+            f"{tokens} tokens, {ratio:.2f} bytes a token"
         )
     lines += ["", "in a training recipe:", _as_recipe(out, manifest)]
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from restomod.data.sources import Sources, open_sources
 from restomod.timeline import Origin, Timeline
 from restomod.train.guards import fingerprint, state_before
 from restomod.train.start import find_start
+from restomod.units import counted
 
 
 def inspect_steps(
@@ -80,7 +81,7 @@ def _place_before(
 def _as_text(line: dict) -> str:
     mixture = ", ".join(f"{name} {share:.1%}" for name, share in line["mixture"].items())
     return (
-        f"{line['phase']} step {line['step']}: {line['rows']} rows, {line['tokens']:,} tokens of "
-        f"{line['documents']} documents, {line['packing_efficiency']:.2%} full, "
-        f"{mixture}, digest {line['data_digest']}"
+        f"{line['phase']} step {line['step']}: {counted(line['rows'], 'row')}, "
+        f"{line['tokens']:,} tokens of {counted(line['documents'], 'document')}, "
+        f"{line['packing_efficiency']:.2%} full, {mixture}, digest {line['data_digest']}"
     )

@@ -20,6 +20,7 @@ from restomod.errors import UserError
 from restomod.tools.plan.cost import PhaseCost
 from restomod.tools.plan.packing import Packing
 from restomod.tools.plan.parts import WARNING, Section, Target
+from restomod.units import counted
 
 REPEATS = 4
 """Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""
@@ -70,7 +71,7 @@ def heldout_lines(
             continue
         found = heldout[name].attributes
         lines.append(
-            f"held out {name}: {heldout[name].documents:,} documents, "
+            f"held out {name}: {counted(heldout[name].documents, 'document')}, "
             f"{'' if found.exact else 'about '}{found.tokens:,} tokens (from {found.source}); the "
             f"first {recipe.evaluation.rows} rows are read"
         )
@@ -101,8 +102,8 @@ def working_set_lines(recipe: Recipe, streams: Mapping[str, Dataset], world_size
         raise UserError("\n".join(problems))
     cached = [dataset for dataset in streams.values() if dataset.cached]
     lines = [
-        f"data: each rank opens up to {needed.open_shards} shards before its first rows, "
-        f"{data.shards_open_per_rank} are allowed"
+        f"data: each rank opens up to {counted(needed.open_shards, 'shard')} before its first "
+        f"rows, {data.shards_open_per_rank} are allowed"
     ]
     if cached:
         lines.append(
@@ -133,10 +134,10 @@ def mixture_lines(
             continue
         data = streams[name]
         tokens = data.attributes.tokens
-        counted = "" if data.attributes.exact else "about "
+        about = "" if data.attributes.exact else "about "
         times = share * phase.total_slots / tokens if known else 0.0
         lines.append(
-            f"{asked}; {data.documents:,} documents, {counted}{tokens:,} tokens (from "
+            f"{asked}; {counted(data.documents, 'document')}, {about}{tokens:,} tokens (from "
             f"{data.attributes.source}), {times:.2f} epochs of at most {data.max_epochs:g}"
         )
         if times > REPEATS:
@@ -201,10 +202,10 @@ def reading_section(
     )
     processes = max(1, data.workers) * target.node_ranks
     lines = [
-        f"a node of {target.node_ranks} ranks reads {node:,.0f} tokens/s, "
-        f"{node * stored / 1e6:,.2f} MB/s as stored; its {processes} loader processes deliver "
-        f"about {processes * worker / 1e6:,.1f} M tokens/s ({worker / 1e6:.1f} M each, measured on "
-        "the machine of benchmarks/results/loading.txt)"
+        f"a node of {counted(target.node_ranks, 'rank')} reads {node:,.0f} tokens/s, "
+        f"{node * stored / 1e6:,.2f} MB/s as stored; a loader process delivers about "
+        f"{worker / 1e6:.1f} M tokens/s, {processes:,} of them {processes * worker / 1e6:,.1f} M "
+        "(measured on the machine of benchmarks/results/loading.txt)"
     ]
     if node > processes * worker:
         needed = -(-node // (worker * target.node_ranks))

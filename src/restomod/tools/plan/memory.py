@@ -11,6 +11,7 @@ from pathlib import Path
 from restomod.config import PhaseConfig, Recipe
 from restomod.model.memory import Memory, phase_memory
 from restomod.tools.plan.parts import WARNING, Section, Table, Target, gigabytes
+from restomod.units import counted
 
 USED = 0.9
 """Share of a device's memory that is planned with: the rest is for the CUDA context, NCCL's buffers
@@ -77,8 +78,8 @@ def memory_section(recipe: Recipe, phase: PhaseConfig, vocab_size: int, target: 
         )
         if limit and own and most < phase.micro_batch_rows:
             lines.append(
-                f"{WARNING}a micro-batch of {phase.micro_batch_rows} rows does not fit with "
-                f"{name}; {most if most else 'shorter rows'} would"
+                f"{WARNING}a micro-batch of {counted(phase.micro_batch_rows, 'row')} does not fit "
+                f"with {name}; {most if most else 'shorter rows'} would"
             )
     kind = "GPU, bf16" if device == "cuda" else "CPU, float32"
     notes = [

@@ -40,7 +40,7 @@ from restomod.tools.plan.memory import memory_section
 from restomod.tools.plan.packing import Packing, expected_packing, full_chunks
 from restomod.tools.plan.parts import WARNING, Section, Target, as_text
 from restomod.tools.plan.schedules import schedule_plots
-from restomod.units import parse_slots
+from restomod.units import counted, parse_slots
 
 KNOWN_BATCH, KNOWN_SLOTS, BATCH_EXPONENT = 4_718_592, 1.719e12, 0.47
 """ModernBERT-base's batch at the length of its pretraining, and the exponent with which critical
@@ -145,8 +145,8 @@ def _possible(recipe: Recipe, target: Target) -> tuple[Target, list[str]]:
     nearest = min(below + above, key=lambda n: abs(n - target.ranks))
     taken = " or ".join(map(str, below + above))
     return of(nearest), [
-        f"{WARNING}training refuses {target.ranks} ranks and takes {taken}; this plan is for "
-        f"{nearest}",
+        f"{WARNING}training refuses {counted(target.ranks, 'rank')} and takes {taken}; this plan "
+        f"is for {nearest}",
         *(f"{WARNING}{problem}" for problem in refused),
     ]
 
@@ -187,9 +187,10 @@ def _phase(
     micro_batches = phase.batch_rows // ranks // phase.micro_batch_rows
     lines = [
         *_batch_warmup(recipe, phase),
-        f"each of {ranks} ranks: {micro_batches} micro-batches of "
-        f"{phase.micro_batch_rows} rows; {recipe.data.lanes} lanes, "
-        f"{recipe.data.lanes // ranks} of them each",
+        f"{counted(ranks, 'rank')}, each with "
+        f"{counted(micro_batches, 'micro-batch', 'micro-batches')} of "
+        f"{counted(phase.micro_batch_rows, 'row')} and {recipe.data.lanes // ranks} of "
+        f"{counted(recipe.data.lanes, 'lane')}",
         f"sequence length {phase.sequence_length:,}, mask rate {_rates(phase)}, "
         f"peak learning rate {peak_lr(phase, recipe.optimizer):g}, "
         f"weight decay {decay_of_weights(phase, recipe.optimizer):g}, "
@@ -202,8 +203,9 @@ def _phase(
         *_critical_batch(recipe, phase),
     ]
     title = (
-        f"phase {phase.name}: {phase.steps:,} steps of {phase.batch_slots:,} slots "
-        f"({phase.batch_rows} rows of {phase.row_tokens:,}), {phase.total_slots:,} in all"
+        f"phase {phase.name}: {counted(phase.steps, 'step')} of {phase.batch_slots:,} slots "
+        f"({counted(phase.batch_rows, 'row')} of {phase.row_tokens:,}), "
+        f"{phase.total_slots:,} in all"
     )
     return [Section(title, lines)]
 
@@ -233,14 +235,15 @@ def _batch_warmup(recipe: Recipe, phase: PhaseConfig) -> list[str]:
         sizes = ", ".join(map(str, batches.distinct[:-1]))
         asked = parse_slots(phase.batch_warmup.slots)
         lines += [
-            f"batch warm-up: {sizes} rows for {batches.steps_each:,} steps each, "
+            f"batch warm-up: {sizes} rows for {counted(batches.steps_each, 'step')} each, "
             f"{batches.warmup_rows * phase.row_tokens:,} slots ({asked:,} were asked)"
         ]
     row = phase.micro_batch_rows
     return [
         *lines,
-        f"runs on {', '.join(map(str, ranks))} ranks; the smallest batch of n ranks is "
-        f"n x {row} row{'s' if row > 1 else ''}, {row * phase.row_tokens:,} slots for each rank",
+        f"runs on {', '.join(map(str, ranks))} {'ranks' if len(ranks) > 1 else 'rank'}; the "
+        f"smallest batch of n ranks is n x {counted(row, 'row')}, {row * phase.row_tokens:,} slots "
+        "for each rank",
     ]
 
 

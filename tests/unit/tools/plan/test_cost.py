@@ -103,7 +103,7 @@ def test_strategies_divide_weights_by_the_ranks_that_share_them(tiny, tmp_path, 
 def test_a_micro_batch_that_does_not_fit_is_warned_of(published):
     recipe = published["large"]
     text = make_plan(recipe, Target(8, 8, "a100-40gb")).text()
-    assert "a micro-batch of 1 rows does not fit with ddp; shorter rows would" in text
+    assert "a micro-batch of 1 row does not fit with ddp; shorter rows would" in text
     phase = replace(recipe.phases[0], micro_batch_rows=4)
     text = make_plan(replace(recipe, phases=[phase]), Target(8, 8, "h100")).text()
     assert "a micro-batch of 4 rows does not fit with ddp; 3 would" in text

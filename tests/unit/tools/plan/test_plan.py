@@ -35,7 +35,7 @@ def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):
     recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml")])
     text = plan(recipe, 2)
     assert "24 steps of 2,048 slots (4 rows of 512), 49,152 in all" in text
-    assert "each of 2 ranks: 2 micro-batches of 1 rows; 4 lanes, 2 of them each" in text
+    assert "2 ranks, each with 2 micro-batches of 1 row and 2 of 4 lanes" in text
     tokens = open_sources(recipe).streams["prose"].attributes.tokens
     epochs = f"{0.3 * 49_152 / tokens:.2f} epochs of at most 1000"
     assert f"{tokens:,} tokens (from its manifest), {epochs}" in text
@@ -110,7 +110,7 @@ def test_ranks_that_cannot_share_a_recipe_get_the_plan_of_the_nearest_that_can(
     assert "data.lanes: 32 lanes cannot be shared by 14 ranks; use 8 or 16 ranks" in text
     assert "phases.pretrain.batch_rows: 16 rows are not divided by 14 ranks" in text
     assert "time and cost on 16 x h100" in text
-    assert "each of 16 ranks: 1 micro-batches of 1 rows; 32 lanes, 2 of them each" in text
+    assert "16 ranks, each with 1 micro-batch of 1 row and 2 of 32 lanes" in text
     assert text.count("training refuses 14 ranks") == 2  # and among the warnings at the end
     monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "64"])
     assert cli.main() == 0

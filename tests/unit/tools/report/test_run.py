@@ -19,7 +19,6 @@ from restomod.tools.record.downsampled import Downsampled, Thinned, merged
 from restomod.tools.record.metrics_log import RunLog
 from restomod.tools.record.run_record import asked_phases
 from restomod.tools.report.run import write_report
-from restomod.units import duration
 
 BATCH_SLOTS = 1000
 
@@ -533,14 +532,6 @@ def test_phases_without_numbers_are_tolerated() -> None:
 )
 def test_counts_read_as_in_recipes(value: float, text: str) -> None:
     assert charts.si(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.14159, "3.14 s"), (59.7, "1 min 00 s"), (3599.9, "1 h 00 min"), (273_600, "3 d 04 h")],
-)
-def test_durations_show_two_units(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_ticks_are_round_and_enclose_the_values() -> None:
