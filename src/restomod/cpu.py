@@ -1,14 +1,16 @@
-"""The FLOP/s that this machine's CPU could reach at best: what MFU and planned times are taken
-from, as `gpus.py` has them of GPUs.
+"""What this machine's CPU has: the FLOP/s that it could reach at best, from which MFU and planned
+times are taken, and memory; `gpus.py` has both of GPUs.
 
 NumPy measures, so that `restomod plan` loads no torch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +43,28 @@ def measured_peak(threads: int = 0) -> float:
         best = min(best, now - before)
     threads = threads or _threads()
     return 2 * n**3 / best / SMALL_SHARE * threads * (SEVERAL if threads > 1 else 1)
+
+
+def memory_bytes(proc: Path = Path("/proc"), mounted: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the memory that processes here may use: the machine's, or what the control group of a
+    container or a job allows, if that is less."""
+    lines = (proc / "meminfo").read_text().splitlines()
+    allowed = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal")]
+    for line in (proc / "self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            top, name = mounted / "memory", "memory.limit_in_bytes"
+        elif not controllers:
+            top, name = mounted, "memory.max"
+        else:
+            continue
+        group = top / path.strip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # ValueError: "max"
+                allowed.append(int((folder / name).read_text()))
+            if folder == top:
+                break
+    return min(allowed)
 
 
 def _threads() -> int:

@@ -2,8 +2,7 @@
 
     python -m pytest tests/long/test_data_soak.py -s
 
-Not part of the default run: about a minute. What was seen is kept in
-benchmarks/results/data-soak.txt.
+About a minute.
 """
 
 from __future__ import annotations

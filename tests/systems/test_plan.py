@@ -30,10 +30,9 @@ print(json.dumps([1024 * int(peak[1]), min(steps)]))
 PLAN = """
 import json, sys
 from restomod.data.tokenizer import load_tokenizer
-from restomod.model.memory import phase_memory
+from restomod.model.memory import phase_memory, resident
 from restomod.recipe import load_recipe
 from restomod.tools.plan.plan import make_plan
-from restomod.tools.plan.memory import resident
 from restomod.tools.plan.parts import Target
 
 recipe = load_recipe([sys.argv[1]], sys.argv[2:])

@@ -19,6 +19,8 @@ from restomod.extensions import USE, is_extension, make
 from restomod.model.config import BLOCK
 
 FLOAT32, BF16 = 4, 2
+PROCESS_BYTES = 1e9
+"""What a process that trains on a CPU takes beside tensors: Python, torch, Composer."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,9 @@ def parameters(model: ModelConfig, vocab_size: int) -> tuple[int, int]:
     d = model.hidden_size
     norm = 2 * d if model.norm_bias else d
     layer = layer_parameters(model)
-    norms = (
-        norm + norm - norm
-    )  # embedding and final norm, less attention norm 0, which is not there
     head = d * d + d * model.head_bias + norm
-    body = model.layers * layer + norms + head
+    # The embedding's norm and the last one come on top; the first layer has no attention norm.
+    body = model.layers * layer + norm + head
     return body, vocab_size * d + vocab_size * model.decoder_bias
 
 
@@ -123,6 +123,14 @@ def step_memory(
         logits=logits,
         exchange=_gathered(model, vocab_size, cuda, reshard) if shards > 1 else buckets,
     )
+
+
+def resident(memory: Memory, device: str) -> float:
+    """Return what a step takes of a device's memory: the peak; on a CPU the process's resident
+    memory, whose heap keeps freed blocks (`model/cpu.py`) and so holds activations about twice."""
+    if device == "cuda":
+        return memory.peak
+    return PROCESS_BYTES + memory.peak + memory.activations + memory.logits
 
 
 def moments_per_parameter(recipe: Recipe, vocab_size: int) -> float:

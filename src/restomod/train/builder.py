@@ -41,7 +41,12 @@ from restomod.train.faults.stopping import Stopper, StopRequested, clear_requeue
 from restomod.train.faults.watchdog import Watchdog
 from restomod.train.folder import begin_run_folder
 from restomod.train.guards import fingerprint
-from restomod.train.hardware import choose_device, compute_deterministically, peak_flops
+from restomod.train.hardware import (
+    choose_device,
+    compute_deterministically,
+    peak_flops,
+    warn_of_memory,
+)
 from restomod.train.initial import build_model
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import GlobalMean, TrainedModel
@@ -111,6 +116,15 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
             uploads.finish()
         return
     _set_up_process(choose_device(recipe))
+    if leads_node():
+        spans = [s for s in run.start.timeline.spans if s.end_step > run.start.step]
+        warn_of_memory(
+            recipe,
+            [span.phase for span in spans],
+            run.sources.tokenizer.vocab_size,
+            dist.get_world_size(),
+            dist.get_local_world_size(),
+        )
     stopper.join(gloo_group())
     with watching(recipe, run.start.timeline, dist.get_global_rank()) as watch:
         _fit_to_the_end(run, started, stopper, uploads, watch)

@@ -6,26 +6,15 @@ In: a recipe's phase and what it is planned for. Out: a section. The estimate is
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from restomod.config import PhaseConfig, Recipe
-from restomod.model.memory import Memory, phase_memory
+from restomod.cpu import memory_bytes
+from restomod.model.memory import PROCESS_BYTES, Memory, phase_memory, resident
 from restomod.tools.plan.parts import WARNING, Section, Table, Target, gigabytes
 from restomod.units import counted
 
 USED = 0.9
 """Share of a device's memory that is planned with: the rest is for the CUDA context, NCCL's buffers
 and the allocator's fragments."""
-PROCESS_BYTES = 1e9
-"""What a process that trains on a CPU takes beside tensors: Python, torch, Composer."""
-
-
-def resident(memory: Memory, device: str) -> float:
-    """Return what a step takes of a device's memory: the peak; on a CPU the process's resident
-    memory, whose heap keeps freed blocks (`model/cpu.py`) and so holds activations about twice."""
-    if device == "cuda":
-        return memory.peak
-    return PROCESS_BYTES + memory.peak + memory.activations + memory.logits
 
 
 def strategies(recipe: Recipe, target: Target) -> dict[str, int]:
@@ -122,6 +111,4 @@ def device_memory(target: Target, device: str) -> float:
         return target.gpu.memory
     if device == "cuda":
         return 0.0
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    total = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
-    return 1024.0 * total / target.node_ranks
+    return memory_bytes() / target.node_ranks

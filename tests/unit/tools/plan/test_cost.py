@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from restomod.gpus import GPUS, peak_flops_of
-from restomod.model.memory import phase_memory
+from restomod.model.memory import phase_memory, resident
 from restomod.recipe import load_recipe
-from restomod.tools.plan.memory import USED, resident, strategies
+from restomod.tools.plan.memory import USED, strategies
 from restomod.tools.plan.parts import Target
 from restomod.tools.plan.plan import make_plan
 
