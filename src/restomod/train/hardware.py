@@ -1,4 +1,7 @@
-"""The device that a run trains on, and the FLOP/s it could reach at best."""
+"""The device that a run trains on, and the FLOP/s it could reach at best.
+
+`builder.py` calls it, and the doctor.
+"""
 
 from __future__ import annotations
 
