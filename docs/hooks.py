@@ -123,7 +123,8 @@ def _section(prefix: str, kind: type) -> str:
         text = " ".join(meanings.get(field.name, "").split())
         choices = field.metadata.get("choices")
         if choices:
-            text += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+            shown = (choice or '""' for choice in choices)
+            text += f" One of {', '.join(f'`{choice}`' for choice in shown)}."
         cells = (f"`{field.name}`", _default(field), text.replace("|", "\\|"))
         lines.append(f"| {' | '.join(cells)} |")
     inner = [f.name for f in dataclasses.fields(kind) if _inner(hints[f.name])[0]]
