@@ -25,6 +25,7 @@ SECTIONS = (
         "FinetuneConfig",
         "`restomod finetune CONFIG.yaml [key=value ...]`",
     ),
+    ("Sweeps", "restomod.sweep.file", "SweepFile", "`restomod sweep FILE.yaml`"),
     ("Suites", "restomod.eval.suite", "Suite", "`restomod eval MODEL --suite FILE.yaml`"),
     ("Cluster profiles", "restomod.launch.profile", "Profile", "`restomod launch --profile FILE`"),
 )
@@ -116,9 +117,9 @@ def _section(prefix: str, kind: type) -> str:
     meanings = field_docs(kind)
     hints = typing.get_type_hints(kind)
     lines = [f"### `{prefix}`\n" if prefix else "", inspect.cleandoc(kind.__doc__ or ""), ""]
-    lines += ["| key | default | meaning |", "| --- | --- | --- |"]
+    rows = []
     for field in dataclasses.fields(kind):
-        if _inner(hints[field.name])[0]:
+        if _inner(hints[field.name])[0] or field.metadata.get("wandbs_only"):
             continue
         text = " ".join(meanings.get(field.name, "").split())
         choices = field.metadata.get("choices")
@@ -126,7 +127,9 @@ def _section(prefix: str, kind: type) -> str:
             shown = (choice or '""' for choice in choices)
             text += f" One of {', '.join(f'`{choice}`' for choice in shown)}."
         cells = (f"`{field.name}`", _default(field), text.replace("|", "\\|"))
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join(cells)} |")
+    if rows:
+        lines += ["| key | default | meaning |", "| --- | --- | --- |", *rows]
     inner = [f.name for f in dataclasses.fields(kind) if _inner(hints[f.name])[0]]
     if inner:
         lines += ["", f"Sections below it: {', '.join(f'`{name}`' for name in inner)}."]
