@@ -46,7 +46,8 @@ class Assumed:
     restart_s: float = 300.0
     """Requeue, start-up, loading, compiled code from the cache."""
     steps_between_checkpoints: int = 1000
-    batch_tokens: float = 4.72e6
+    batch_tokens: int = 4608 * 1024
+    """ModernBERT-base's batch: 4.72 M."""
     mfu: tuple[float, float] = (0.26, 0.40)
     """ModernBERT-base's published one (26 % at 1,024, docs/plan.md), and our aim."""
     price: float = 2.5
@@ -154,9 +155,7 @@ def training(gpus: int, measured: Measured) -> list[tuple[str, str]]:
     weights = sum(parameters(model, VOCABULARY))
     checkpoint = 3 * FLOAT32 * weights
     between_s = a.steps_between_checkpoints * a.batch_tokens / speed
-    work = workload(
-        "base", model, VOCABULARY, int(a.batch_tokens), int(a.batch_tokens / gpus), speed / gpus
-    )
+    work = workload("base", model, VOCABULARY, a.batch_tokens, a.batch_tokens // gpus, speed / gpus)
     step = simulate("ddp", work, gpus, Cluster())
     failures = gpus * a.failures_per_gpu_hour
     lost_s = between_s / 2 + a.restart_s
@@ -169,7 +168,7 @@ def training(gpus: int, measured: Measured) -> list[tuple[str, str]]:
         ("hours at 26 %, at 40 %", " / ".join(f"{hour:,.1f}" for hour in hours)),
         ("cost, $2.50 a GPU hour", " / ".join(f"${hour * gpus * a.price:,.0f}" for hour in hours)),
         ("tokens/s, all GPUs", " / ".join(f"{s / 1e6:,.1f} M" for s in speeds)),
-        ("slots of a GPU in a step of 4.72 M", f"{a.batch_tokens / gpus:,.0f}"),
+        ("slots of a GPU in a step of 4.72 M", f"{a.batch_tokens // gpus:,}"),
         ("a step's compute, exposed communication", f"{compute:.0f} ms, {exposed:.1f} ms (DDP)"),
         ("share of a step that computes", f"{step.efficiency:.0%}"),
         ("a node reads", f"{node / 1e6:.1f} M tokens/s, {node * a.zstd_bytes / 1e6:.1f} MB/s"),

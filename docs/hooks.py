@@ -1,7 +1,7 @@
 """Pages that mkdocs makes rather than finds: the configuration's reference, out of the dataclasses,
-and ARCHITECTURE.md, which lies at the root.
+the list of modules, out of their doc strings, and ARCHITECTURE.md, which lies at the root.
 
-mkdocs calls `on_files` (`hooks` in mkdocs.yml); a test reads `configuration` too.
+mkdocs calls `on_files` (`hooks` in mkdocs.yml); tests read `configuration` and `modules` too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 import textwrap
 import typing
 from pathlib import Path
@@ -24,6 +25,7 @@ SECTIONS = (
         "FinetuneConfig",
         "`restomod finetune CONFIG.yaml [key=value ...]`",
     ),
+    ("Sweeps", "restomod.sweep.file", "SweepFile", "`restomod sweep FILE.yaml`"),
     ("Suites", "restomod.eval.suite", "Suite", "`restomod eval MODEL --suite FILE.yaml`"),
     ("Cluster profiles", "restomod.launch.profile", "Profile", "`restomod launch --profile FILE`"),
 )
@@ -35,11 +37,27 @@ wrong type or an impossible value is refused with file, line and the nearest key
 """
 
 
+ROOT = Path(__file__).parents[1]
+FOLDERS = (
+    *("", "prepare", "harvest", "data", "model", "model/attention", "kernels", "optim", "train"),
+    *("train/checkpoints", "train/faults", "train/watching", "eval", "eval/offline", "finetune"),
+    *("vectors", "tools", "tools/plan", "tools/doctor", "tools/record", "tools/report"),
+    *("tools/pages", "tools/export", "sweep", "launch"),
+)
+"""Of src/restomod, in the order in which data flows through them."""
+MODULES = """# All modules
+
+The first sentence of every module of `src/restomod/`, folder by folder, in the order in which data
+flows. [Architecture](architecture.md) has the map.
+"""
+
+
 def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     files.append(File.generated(config, "configuration.md", content=configuration()))
-    architecture = Path(__file__).parents[1] / "ARCHITECTURE.md"
+    files.append(File.generated(config, "modules.md", content=modules()))
+    architecture = ROOT / "ARCHITECTURE.md"
     files.append(File.generated(config, "architecture.md", content=architecture.read_text()))
     return files
 
@@ -52,6 +70,25 @@ def configuration() -> str:
         parts.append(f"## {title}\n\nFor {reader}; `{module}.{name}`.\n")
         parts += [_section(prefix, kind) for prefix, kind in _dataclasses(root)]
     return "\n".join(parts)
+
+
+def modules() -> str:
+    """Return the page of all modules."""
+    parts = [MODULES]
+    for folder in FOLDERS:
+        parts.append(f"## `{folder or 'restomod'}/`\n\n| module | what it is |\n| --- | --- |")
+        for path in sorted((ROOT / "src" / "restomod" / folder).glob("*.py")):
+            text = ast.get_docstring(ast.parse(path.read_text()))
+            if text:
+                parts.append(f"| `{path.name}` | {_first_sentence(text)} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _first_sentence(text: str) -> str:
+    """Return it for a cell of a table; `et al. 2024` is not its end."""
+    sentence = re.split(r"(?<=\.)\s+(?=[A-Z`])", text, maxsplit=1)[0]
+    return " ".join(sentence.split()).replace("|", "\\|")
 
 
 def _dataclasses(root: type, prefix: str = "") -> list[tuple[str, type]]:
@@ -80,16 +117,19 @@ def _section(prefix: str, kind: type) -> str:
     meanings = field_docs(kind)
     hints = typing.get_type_hints(kind)
     lines = [f"### `{prefix}`\n" if prefix else "", inspect.cleandoc(kind.__doc__ or ""), ""]
-    lines += ["| key | default | meaning |", "| --- | --- | --- |"]
+    rows = []
     for field in dataclasses.fields(kind):
-        if _inner(hints[field.name])[0]:
+        if _inner(hints[field.name])[0] or field.metadata.get("wandbs_only"):
             continue
         text = " ".join(meanings.get(field.name, "").split())
         choices = field.metadata.get("choices")
         if choices:
-            text += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+            shown = (choice or '""' for choice in choices)
+            text += f" One of {', '.join(f'`{choice}`' for choice in shown)}."
         cells = (f"`{field.name}`", _default(field), text.replace("|", "\\|"))
-        lines.append(f"| {' | '.join(cells)} |")
+        rows.append(f"| {' | '.join(cells)} |")
+    if rows:
+        lines += ["| key | default | meaning |", "| --- | --- | --- |", *rows]
     inner = [f.name for f in dataclasses.fields(kind) if _inner(hints[f.name])[0]]
     if inner:
         lines += ["", f"Sections below it: {', '.join(f'`{name}`' for name in inner)}."]

@@ -37,7 +37,8 @@ def parse_train(arguments: Sequence[str]) -> list[str]:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Train a recipe, or continue the run that it names.",
-        epilog="Exit codes: 0 complete; 2 a mistake in recipe, data or command; 1 a bug of ours.",
+        epilog="Exit codes: 0 complete; 2 a mistake in recipe, data or command; 75 saved, and the "
+        "same command goes on; 130 a second Ctrl-C, nothing saved; 1 a bug of ours.",
     )
     parser.add_argument("recipe", nargs="+", metavar="RECIPE.yaml|key=value", help=RECIPE_HELP)
     parser.add_argument("--phase", metavar="NAME", help="train one phase alone, with --from")

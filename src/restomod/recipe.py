@@ -67,9 +67,10 @@ def world_problems(recipe: Recipe, world_size: int, node_ranks: int | None = Non
             "micro-batch"
         )
         if phase.batch_rows % unit:
+            are = "is" if phase.batch_rows == 1 else "are"
             problems.append(
-                f"phases.{phase.name}.batch_rows: {phase.batch_rows} rows are not divided by "
-                f"{ranks}; use {_either(_multiples(phase.batch_rows, unit))}"
+                f"phases.{phase.name}.batch_rows: {counted(phase.batch_rows, 'row')} {are} not "
+                f"divided by {ranks}; use {_either(_multiples(phase.batch_rows, unit))}"
             )
         uneven = [rows for rows in phase.batches.warmup if rows % unit]
         if uneven:

@@ -41,14 +41,37 @@ def test_every_key_says_what_it_means(hooks):
     rows = re.findall(r"^\| `(\w+)` \|.*?\|(.*)\|$", page, re.M)
     assert len(rows) > 150
     assert [name for name, meaning in rows if not meaning.strip()] == []
+    assert "``" not in page  # which would open code that nothing ends
 
 
 def test_the_navigation_names_every_page():
     nav = (DOCS.parent / "mkdocs.yml").read_text()
     pages = {path.name for path in DOCS.glob("*.md")}
-    assert pages | {"configuration.md", "architecture.md"} == set(
+    assert pages | {"configuration.md", "architecture.md", "modules.md"} == set(
         re.findall(r": ([\w-]+\.md)", nav)
     )
+
+
+def test_the_list_of_modules_has_every_module_with_a_sentence(hooks):
+    source = DOCS.parent / "src" / "restomod"
+    found = set()
+    for heading, rows in re.findall(
+        r"^## `([\w/]+)/`\n(.*?)(?=^## |\Z)", hooks.modules(), re.M | re.S
+    ):
+        folder = source / heading.removeprefix("restomod")
+        found |= {folder / name for name in re.findall(r"^\| `(\w+\.py)` \| .+\. \|$", rows, re.M)}
+    modules = {path for path in source.rglob("*.py") if path.name != "__init__.py"}
+    assert modules - found == set()
+
+
+def test_the_map_names_every_folder_and_no_module_that_is_not_there():
+    root = DOCS.parent
+    text = (root / "ARCHITECTURE.md").read_text().partition("## What holds")[0]
+    ours = [path for place in ("src", "benchmarks") for path in (root / place).rglob("*.py")]
+    for folder in {path.parent.name for path in ours if "restomod" in path.parts}:
+        assert folder == "restomod" or f"{folder}/" in text
+    named = set(re.findall(r"\b\w+\.py\b", text))
+    assert named - {path.name for path in ours} == {"train.py"}
 
 
 def test_the_messages_of_the_catalogue_are_in_the_code():

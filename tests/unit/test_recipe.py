@@ -184,6 +184,9 @@ def test_world_that_does_not_divide_names_the_nearest(good):
     recipe.phases[0].micro_batch_rows = 4
     with pytest.raises(UserError, match="use 8 or 16"):
         check_world(recipe, 2)
+    recipe.phases[0].batch_rows = 1
+    with pytest.raises(UserError, match="1 row is not divided by 2 ranks x 4 rows"):
+        check_world(recipe, 2)
 
 
 def test_groups_of_shards_divide_the_ranks(good):

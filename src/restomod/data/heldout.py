@@ -1,5 +1,9 @@
 """Held-out rows: one pass over a data set from its start, with the same rows and masks every
-time."""
+time.
+
+In: an opened data set, a shape. Out: `Row`s. `train/evaluation.py` calls it, also for `restomod
+eval`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Masked-language-model corruption: which tokens are predicted, and what stands in their place."""
+"""Masked-language-model corruption: which tokens are predicted, and what stands in their place.
+
+In: a row's tokens and a generator. Out: what the model sees and what it predicts; the room that
+predicted tokens need. `data/rows.py` masks rows with it; batches and plans ask for rates and room.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Random generators that depend on what they are for, never on what was drawn before."""
+"""Random generators that depend on what they are for, never on what was drawn before.
+
+In: a seed and what the numbers are for. Out: a generator. Whatever draws in `data/` and `eval/`
+calls it.
+"""
 
 import hashlib
 

@@ -1,4 +1,8 @@
-"""Opens what a recipe trains on: its tokenizer and its data sets, checked against each other."""
+"""Opens what a recipe trains on: its tokenizer and its data sets, checked against each other.
+
+In: a recipe. Out: `Sources`, or a UserError; no torch is loaded. `commands.py` calls it before
+training, and so do evaluation, inspection, the doctor and sweeps; plans open single data sets.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,9 @@
 """`restomod eval`: a run's model on its held-out data, beside what token frequencies alone would
-do."""
+do.
+
+In: a run, a checkpoint or an average. Out: text, and of a run evaluation.json and its report.
+`commands.py` calls it.
+"""
 
 from __future__ import annotations
 

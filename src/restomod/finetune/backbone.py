@@ -1,7 +1,7 @@
 """The pretrained model that a fine-tuning starts from, and its hidden states in training.
 
 In: a run, a checkpoint, an average, a transformers folder, or the model of another fine-tuning.
-Out: the model with dropout as asked for. `run.py`, `classifier.py` and `retrieval.py` call this.
+Out: the model with dropout as asked for. `tasks.py`, `classifier.py` and `retrieval.py` call this.
 """
 
 from __future__ import annotations

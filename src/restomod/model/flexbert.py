@@ -146,7 +146,7 @@ def _settings(settings: dict[str, Any], where: Path) -> dict[str, Any]:
         plain = _VARIANTS.sub("", value) if isinstance(value, str) else value
         if plain != ours:
             by = "" if name in settings else ", FlexBERT's default,"
-            raise UserError(f"{where}: {name} is {value!r}{by} and this encoder has {ours!r} only")
+            raise UserError(f"{where}: {name} is {value!r}{by} and this import reads {ours!r} only")
     for name in ("rotary_emb_dim", "local_attn_rotary_emb_dim"):
         size = settings.get("hidden_size", 0) // settings["num_attention_heads"]
         if settings.get(name) not in (None, size):

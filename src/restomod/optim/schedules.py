@@ -1,4 +1,8 @@
-"""The learning rate as a closed form of the token slots trained on."""
+"""The learning rate as a closed form of the token slots trained on.
+
+In: a phase and a step. Out: the learning rate's share of its peak, the peak, the weight decay.
+`train/phases.py` sets them; `restomod plan` draws them.
+"""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,8 @@
-"""`restomod import` and `restomod tile`: from other models to where training starts."""
+"""`restomod import` and `restomod tile`: from other models to where training starts.
+
+In: a transformers folder, a checkpoint of AnswerDotAI/ModernBERT, or a smaller model. Out: a
+transformers folder, and the part of a recipe that starts from it. `commands.py` calls it.
+"""
 
 from __future__ import annotations
 

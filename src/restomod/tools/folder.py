@@ -1,4 +1,7 @@
-"""`restomod inspect FOLDER`: what an MDS data set holds, found from its index and a sample."""
+"""`restomod inspect FOLDER`: what an MDS data set holds, found from its index and a sample.
+
+In: a folder, local or remote. Out: text or JSON. `commands.py` calls it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`restomod inspect`: what each step of a recipe trains on, found without training."""
+"""`restomod inspect`: what each step of a recipe trains on, found without training.
+
+In: a recipe and a range of steps. Out: a line for each. It begins at the run's last checkpoint
+before them. `commands.py` calls it.
+"""
 
 from __future__ import annotations
 

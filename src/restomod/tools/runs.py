@@ -1,4 +1,8 @@
-"""What the tools read of a run folder."""
+"""What the tools read of a run folder.
+
+In: a run's, a checkpoint's or a model's folder. Out: the recipe, the tokenizer's folder, the model.
+Everything that takes a model by its path calls it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Wall time of a run, over all its resumes, and how much of it was not training."""
+"""Wall time of a run, over all its resumes, and how much of it was not training.
+
+`builder.py` makes it; evaluations and checkpoints pause it, metrics read it.
+"""
 
 from __future__ import annotations
 

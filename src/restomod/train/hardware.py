@@ -1,5 +1,8 @@
 """The device that a run trains on, the FLOP/s it could reach at best, and whether its memory may
-suffice."""
+suffice.
+
+`builder.py` calls it, and the doctor.
+"""
 
 from __future__ import annotations
 

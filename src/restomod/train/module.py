@@ -1,5 +1,9 @@
 """The encoder as Composer sees it, with a loss that is the mean over the global batch's masked
-tokens."""
+tokens.
+
+In: a micro-batch. Out: its loss, scaled so that what Composer and DDP average is that mean.
+`builder.py` builds it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """What each phase changes on a living run: the model's RoPE bases and objective, the optimizer's
-rates, and whether its moments are kept."""
+rates, and whether its moments are kept.
+
+`builder.py` makes the callback; evaluation enters phases with it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A torch.profiler trace and a memory snapshot of some steps, in the run folder's profile/."""
+"""A torch.profiler trace and a memory snapshot of some steps, in the run folder's profile/.
+
+`builder.py` makes the callback.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """What a person sees while a run trains: a bar on a terminal, a plain line every few seconds
-elsewhere."""
+elsewhere.
+
+`builder.py` makes the callback.
+"""
 
 from __future__ import annotations
 

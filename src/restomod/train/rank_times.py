@@ -2,8 +2,8 @@
 
 Ranks wait for each other in every step, so all steps take equally long on all of them. What differs
 is the time in which a rank waits for nobody: for its rows, and in forward passes (which communicate
-nothing under DDP; sharded ones wait for gathered weights, too, and tell less). `metrics.py` logs
-it.
+nothing under DDP; sharded ones wait for gathered weights, too, and tell less). `step_metrics.py`
+logs it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What the logged steps trained on and reached, over all ranks: a line of metrics.jsonl each."""
+"""What the logged steps trained on and reached, over all ranks: a line of metrics.jsonl each.
+
+In: what the loader, the model's sums and the optimizer say of each step. Out: `train` and `skip`
+lines. `builder.py` makes the callback; `progress.py` shows the last line.
+"""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_the_recipe_keeps_the_dropout_that_a_transformers_folder_does_not_tell(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bert_layer": "postnorm"}, "bert_layer is 'postnorm' and this encoder has 'prenorm'"),
+        ({"bert_layer": "postnorm"}, "bert_layer is 'postnorm' and this import reads 'prenorm'"),
         ({"attention_layer": "rope_parallel"}, "attention_layer is 'rope_parallel'"),
         ({"normalization": "rmsnorm"}, "normalization is 'rmsnorm'"),
         ({"head_pred_act": None}, "head_pred_act is None"),

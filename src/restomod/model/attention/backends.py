@@ -1,4 +1,8 @@
-"""The kernels there are, and the choice among them."""
+"""The kernels there are, and the choice among them.
+
+In: what the recipe asks for, device, dtype and model. Out: the kernel's name. `plan.py` calls it in
+every forward pass; the trainer and the doctor ask beforehand.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""What all layers of a forward pass share: bounds, RoPE tables, reaches, masks, the kernel."""
+"""What all layers of a forward pass share: bounds, RoPE tables, reaches, masks, the kernel.
+
+In: a batch's bounds and positions. Out: an `AttentionPlan`, which `encoder.py` makes once a forward
+pass and gives to every layer.
+"""
 
 from __future__ import annotations
 

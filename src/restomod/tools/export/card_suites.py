@@ -1,7 +1,7 @@
 """What `restomod eval --suite` found of a model, for its card.
 
 In: results.json of the suites in a run's `evaluations/`. Out: a score for each task. Results of
-other weights, or in a form that is not known, are left out. `card.py` is the caller.
+other weights, or in a form that is not known, are left out. `card_facts.py` is the caller.
 """
 
 from __future__ import annotations

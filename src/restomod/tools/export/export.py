@@ -1,4 +1,8 @@
-"""`restomod export`: a run's model as a folder that transformers loads."""
+"""`restomod export`: a run's model as a folder that transformers loads.
+
+In: a run, a checkpoint, an average or a folder. Out: the folder, with its card. `commands.py` calls
+it.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 In: the run folder of each node and the store, if there is one. Out: a whole checkpoint, the same on
 all ranks, with all of its files on every node. Rank 0 looks and checks hashes, and says what it
-found. `train/builder.py` is the caller, before anything is built.
+found. `train/start.py` is the caller, before anything is built.
 """
 
 from __future__ import annotations

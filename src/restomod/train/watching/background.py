@@ -1,5 +1,8 @@
 """A thread for each listener, so that training never waits for a disk or a server that it does not
-need."""
+need.
+
+`watch.py` puts each listener into one.
+"""
 
 from __future__ import annotations
 

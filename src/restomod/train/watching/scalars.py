@@ -1,4 +1,7 @@
-"""The numbers of a line of metrics.jsonl by the names under which W&B and TensorBoard show them."""
+"""The numbers of a line of metrics.jsonl by the names under which W&B and TensorBoard show them.
+
+In: a line. Out: numbers by name. `tensorboard.py` and `wandb_process.py` call it.
+"""
 
 from __future__ import annotations
 

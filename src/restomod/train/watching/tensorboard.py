@@ -1,4 +1,7 @@
-"""TensorBoard's files, with token slots as the axis."""
+"""TensorBoard's files, with token slots as the axis.
+
+In: lines of metrics.jsonl. Out: event files. `watch.py` makes it.
+"""
 
 from __future__ import annotations
 
