@@ -299,7 +299,7 @@ def parse_command(words: Sequence[str]) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(words)
     many = next((name for name in ("recipe", "card") if hasattr(arguments, name)), "")
     if rest and (not many or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        subparsers.choices[arguments.command].error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
         getattr(arguments, many).extend(rest)  # overrides that follow an option
     return arguments

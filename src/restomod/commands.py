@@ -155,7 +155,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
     first, colon, last = arguments.steps.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise UserError(f"--steps {arguments.steps}: write FROM:TO, for instance 0:20")
+        raise UserError(f"--steps {arguments.steps}: write FROM:TO, FROM below TO, such as 0:20")
     ranks = arguments.world_size
     words = [*arguments.recipe, f"data.workers={arguments.workers}"]
     recipe = read_recipe(words, ranks, ranks)

@@ -105,8 +105,12 @@ def find_files(paths: Sequence[str | Path], split: str = "", own: Sequence[str] 
         kept = [file for file in found.files[before:] if not _is_inside(file.path, own)]
         found.files[before:] = kept
         if not kept:
-            what = "nothing matches, or nothing that" if glob.has_magic(path) else "the folder"
-            raise UserError(f"{path}: {what} holds no file to read; {KINDS}")
+            what = (
+                "no file that can be read matches"
+                if glob.has_magic(path)
+                else "holds no file to read"
+            )
+            raise UserError(f"{path}: {what}; {KINDS}")
     if not found.files:
         raise UserError("no input was given")
     return found

@@ -50,7 +50,7 @@ def decode(data: bytes, encoding: str = "utf-8") -> tuple[str, bool]:
 
 def choose_fields(record: Any, fields: Sequence[str]) -> tuple[str, str, str]:
     """Return (text, reason, detail): the fields' texts with an empty line between, or what is
-    wrong with one of them."""
+    wrong with one of them. A null leaves its field out if another holds a text."""
     if not isinstance(record, dict):
         return "", "not_an_object", f"holds a {type(record).__name__}"
     texts = []
@@ -59,10 +59,20 @@ def choose_fields(record: Any, fields: Sequence[str]) -> tuple[str, str, str]:
         if not found:
             known = ", ".join(list(record)[:10])
             return "", "missing_field", f"no field {name!r} among: {known}"
+        if value is None:
+            continue
         if not isinstance(value, str):
             return "", "non_string_field", f"{name!r} holds a {type(value).__name__}"
         texts.append(value)
+    if not texts:
+        return "", "non_string_field", null_fields(fields)
     return FIELD_SEPARATOR.join(texts), "", ""
+
+
+def null_fields(fields: Sequence[str]) -> str:
+    """Say that no field holds a text."""
+    names = " and ".join(repr(name) for name in fields)
+    return f"{names} {'holds' if len(fields) == 1 else 'hold'} null"
 
 
 def _look_up(record: dict[str, Any], name: str) -> tuple[bool, Any]:

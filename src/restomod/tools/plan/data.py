@@ -17,6 +17,7 @@ from restomod.data.sources import open_dataset, other_vocabulary
 from restomod.data.tokenizer import Tokenizer
 from restomod.data.working_set import working_set
 from restomod.errors import UserError
+from restomod.tools.pages.markup import bytes_text
 from restomod.tools.plan.cost import PhaseCost
 from restomod.tools.plan.packing import Packing
 from restomod.tools.plan.parts import WARNING, Section, Target
@@ -107,8 +108,8 @@ def working_set_lines(recipe: Recipe, streams: Mapping[str, Dataset], world_size
     ]
     if cached:
         lines.append(
-            f"cache: shards in use take up to {needed.cached_bytes / 1e9:.3g} GB of a node, "
-            f"all data {sum(int(d.shard_bytes.sum()) for d in cached) / 1e9:.3g} GB, "
+            f"cache: shards in use take up to {bytes_text(needed.cached_bytes)} of a node, "
+            f"all data {bytes_text(sum(int(d.shard_bytes.sum()) for d in cached))}, "
             f"{data.cache_limit_gb:g} GB are allowed"
         )
     return lines
