@@ -120,7 +120,7 @@ def wrong_column(schema: Any, fields: tuple[str, ...]) -> tuple[str, str] | None
     for name in fields:
         kind = type_of(schema, name)
         if kind is None:
-            known = ", ".join(schema.names[:10])
+            known = ", ".join(names_of(schema)[:20])
             return "missing_field", f"no column {name!r} among: {known}"
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
@@ -144,6 +144,18 @@ def type_of(schema: Any, name: str) -> Any:
             return None
         kind = kind.field(part).type
     return kind
+
+
+def names_of(schema: Any) -> list[str]:
+    """Return the columns, and in the place of those with fields inside, these."""
+    import pyarrow as pa
+
+    def inside(field: Any, name: str) -> list[str]:
+        if not pa.types.is_struct(field.type):
+            return [name]
+        return [found for part in field.type for found in inside(part, f"{name}.{part.name}")]
+
+    return [name for field in schema for name in inside(field, field.name)]
 
 
 def column_of(batch: Any, name: str) -> Any:

@@ -57,7 +57,7 @@ def choose_fields(record: Any, fields: Sequence[str]) -> tuple[str, str, str]:
     for name in fields:
         found, value = look_up(record, name)
         if not found:
-            known = ", ".join(list(record)[:10])
+            known = ", ".join(fields_of(record)[:20])
             return "", "missing_field", f"no field {name!r} among: {known}"
         if value is None:
             continue
@@ -73,6 +73,14 @@ def null_fields(fields: Sequence[str]) -> str:
     """Say that no field holds a text."""
     names = " and ".join(repr(name) for name in fields)
     return f"{names} {'holds' if len(fields) == 1 else 'hold'} null"
+
+
+def fields_of(record: dict[str, Any]) -> list[str]:
+    """Return a record's fields, and in the place of objects, the fields inside."""
+    inside = {
+        name: fields_of(value) if isinstance(value, dict) else [] for name, value in record.items()
+    }
+    return [f"{name}.{part}" if part else name for name in inside for part in inside[name] or [""]]
 
 
 def look_up(record: dict[str, Any], name: str) -> tuple[bool, Any]:

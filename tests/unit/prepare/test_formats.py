@@ -241,3 +241,11 @@ def test_a_null_among_several_fields_is_left_out(tmp_path):
     texts, reasons = read(tmp_path, text_fields=("meta.title", "meta.body"))
     assert texts == ["a", "t\n\nb", "c", "a", "t\n\nb"]
     assert reasons == [("non_string_field", 3)] * 2
+    assert read_first_problem(tmp_path / "a.parquet", "meta.titel") == (
+        "no column 'meta.titel' among: meta.title, meta.body"
+    )
+
+
+def read_first_problem(path, field):
+    (file,) = find_files([path]).files
+    return next(iter(read_piece(Piece(file), Reading(text_fields=(field,))))).detail
