@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 from restomod.interrupts import SAVES, Interrupts
 from restomod.train.launch import adopt_launcher
 from restomod.vectors import command as embed_command
@@ -121,9 +121,14 @@ def prepare(arguments: argparse.Namespace) -> int:
     recipe = load_preparation(*split_words(arguments.recipe))
     from restomod.prepare.pipeline import prepare
 
-    sys.stdout.write(
-        prepare(recipe, tokenizer_only=arguments.tokenizer_only, refresh=arguments.refresh)
-    )
+    try:
+        made = prepare(recipe, tokenizer_only=arguments.tokenizer_only, refresh=arguments.refresh)
+    except KeyboardInterrupt:
+        logging.getLogger("restomod").info(
+            "interrupted; the same command goes on with the tasks that are left"
+        )
+        raise
+    sys.stdout.write(made)
     return 0
 
 
@@ -244,7 +249,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
     _set_up_process()
     options = {name: getattr(arguments, name) for name in ("out", "config", "tokenizer")}
     if not arguments.source.exists():
-        raise UserError(f"{arguments.source}: no such file or folder")
+        raise UserError(f"{arguments.source}: no such file or folder{within(arguments.source)}")
     if not arguments.source.is_file():
         if given := [name for name, value in options.items() if value]:
             raise UserError(f"--{given[0]}: nothing reads it without a checkpoint, one file")
