@@ -25,6 +25,8 @@ from restomod.units import counted
 
 REPEATS = 4
 """Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""
+UNEVEN = 4
+"""Times a lane's even share of a stream, from which on a single document makes lanes uneven."""
 FULL, NEARLY = 0.999, 0.99
 """What long enough rows reach, and what no recipe should stay below."""
 LOADED_IDS, LOADED_IDS_SMALL, LOADED_TEXT = 10.4e6, 5.8e6, 0.8e6
@@ -141,6 +143,13 @@ def mixture_lines(
             f"{asked}; {counted(data.documents, 'document')}, {about}{tokens:,} tokens (from "
             f"{data.attributes.source}), {times:.2f} epochs of at most {data.max_epochs:g}"
         )
+        longest, lanes = max(data.attributes.histogram or [0]), recipe.data.lanes
+        if longest * lanes > UNEVEN * tokens:
+            lines.append(
+                f"{WARNING}a document of {longest:,} tokens or more is {longest / tokens:.0%} of "
+                f"{name}, and one of {lanes} lanes has it alone: the others repeat the rest, with "
+                "rows that may stay emptier than said here; cut it, or use fewer data.lanes"
+            )
         if times > REPEATS:
             lines.append(f"{WARNING}more than {REPEATS} epochs of {name} teach little more")
     return lines
