@@ -240,11 +240,15 @@ def test_a_document_that_outweighs_a_lane_is_warned_of(tiny, tmp_path):
     recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml")], ["data.lanes=8"])
     streams, missing = open_streams(recipe, None, "data")
     phase = recipe.phases[0]
-    assert not any(
-        "has it alone" in line for line in mixture_lines(recipe, phase, streams, missing)
-    )
     name, data = next((n, d) for n, d in streams.items() if phase.mixture.get(n, 0) > 0)
     tokens = data.attributes.tokens
-    data.attributes = replace(data.attributes, histogram={8: 500, 3 * tokens // 4: 1})
-    lines = mixture_lines(recipe, phase, streams, missing)
-    assert any(f"is 75% of {name}, and one of 8 lanes" in line for line in lines)
+
+    def warned(longest):
+        data.attributes = replace(data.attributes, histogram={8: 500, longest: 1})
+        lines = mixture_lines(recipe, phase, streams, missing)
+        return any(
+            f"is {longest / tokens:.0%} of {name}, and one of 8 lanes" in line for line in lines
+        )
+
+    assert not warned(tokens // 3)
+    assert warned(3 * tokens // 4)
