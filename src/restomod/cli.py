@@ -132,7 +132,10 @@ def parse_command(words: Sequence[str]) -> argparse.Namespace:
         help=f"{RECIPE_HELP}; or one MDS folder, local or remote",
     )
     inspect.add_argument(
-        "--steps", default="0:10", metavar="FROM:TO", help="steps, the last excluded"
+        "--steps",
+        default="0:10",
+        metavar="FROM:TO",
+        help="after step FROM up to step TO; 0:10 by default",
     )
     inspect.add_argument("--world-size", type=positive, default=1, help="ranks to imitate")
     inspect.add_argument("--workers", type=int, default=0, help="loader processes of each rank")
@@ -300,7 +303,7 @@ def parse_command(words: Sequence[str]) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(words)
     many = next((name for name in ("recipe", "card") if hasattr(arguments, name)), "")
     if rest and (not many or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        subparsers.choices[arguments.command].error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:
         getattr(arguments, many).extend(rest)  # overrides that follow an option
     return arguments

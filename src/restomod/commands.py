@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 from restomod.interrupts import SAVES, Interrupts
 from restomod.train.launch import adopt_launcher
 from restomod.vectors import command as embed_command
@@ -121,9 +121,14 @@ def prepare(arguments: argparse.Namespace) -> int:
     recipe = load_preparation(*split_words(arguments.recipe))
     from restomod.prepare.pipeline import prepare
 
-    sys.stdout.write(
-        prepare(recipe, tokenizer_only=arguments.tokenizer_only, refresh=arguments.refresh)
-    )
+    try:
+        made = prepare(recipe, tokenizer_only=arguments.tokenizer_only, refresh=arguments.refresh)
+    except KeyboardInterrupt:
+        logging.getLogger("restomod").info(
+            "interrupted; the same command goes on with the tasks that are left"
+        )
+        raise
+    sys.stdout.write(made)
     return 0
 
 
@@ -155,7 +160,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
     first, colon, last = arguments.steps.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise UserError(f"--steps {arguments.steps}: write FROM:TO, for instance 0:20")
+        raise UserError(f"--steps {arguments.steps}: write FROM:TO, FROM below TO, such as 0:20")
     ranks = arguments.world_size
     words = [*arguments.recipe, f"data.workers={arguments.workers}"]
     recipe = read_recipe(words, ranks, ranks)
@@ -244,7 +249,7 @@ def import_folder(arguments: argparse.Namespace) -> int:
     _set_up_process()
     options = {name: getattr(arguments, name) for name in ("out", "config", "tokenizer")}
     if not arguments.source.exists():
-        raise UserError(f"{arguments.source}: no such file or folder")
+        raise UserError(f"{arguments.source}: no such file or folder{within(arguments.source)}")
     if not arguments.source.is_file():
         if given := [name for name, value in options.items() if value]:
             raise UserError(f"--{given[0]}: nothing reads it without a checkpoint, one file")

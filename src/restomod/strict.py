@@ -22,6 +22,14 @@ from restomod.errors import UserError, within
 Schema = TypeVar("Schema")
 Places = dict[str, str]
 """`FILE:LINE` of every key that was written."""
+KINDS = {
+    "phases": "a training recipe, as train.py and `restomod plan` take it",
+    "sources": "a preparation, as `restomod prepare` takes it",
+    "parameters": "a sweep, as `restomod sweep` takes it",
+    "columns": "a fine-tuning, as `restomod finetune` takes it",
+    "tasks": "a suite, as `restomod eval --suite` takes it",
+}
+"""What a file is, by a key that only such files have."""
 
 
 def load_strict(
@@ -97,6 +105,7 @@ def _checked(
     what is wrong."""
     from omegaconf import OmegaConf
 
+    _refuse_other_kind(plain, schema, places)
     problems: list[str] = []
     _check_type(plain, schema, "", places, schema, problems)
     if problems:
@@ -110,6 +119,17 @@ def _checked(
     return loaded
 
 
+def _refuse_other_kind(plain: dict[str, Any], schema: type, places: Places) -> None:
+    """Raise UserError for a file that another command takes, rather than list all of its keys."""
+    expected = [kind for key, kind in KINDS.items() if key in typing.get_type_hints(schema)]
+    if any(key in plain for key in KINDS if key in typing.get_type_hints(schema)):
+        return
+    for key, kind in KINDS.items():
+        if key in plain and expected and kind not in expected:
+            where = place(key, places)
+            raise UserError(f"{where}{key}: this is {kind}; {expected[0]}, is expected")
+
+
 def _read_yaml(path: Path, places: Places) -> Any:
     """Parse one YAML file; note in `places` the file and line of every key."""
     import yaml
@@ -119,8 +139,11 @@ def _read_yaml(path: Path, places: Places) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        hint = "" if path.suffix in (".yaml", ".yml") else f"; to set a key, write {path}=VALUE"
+        is_path = path.suffix in (".yaml", ".yml") or len(path.parts) > 1
+        hint = "" if is_path else f"; to set a key, write {path}=VALUE"
         raise UserError(f"{path}: no such file{within(path)}{hint}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder; a YAML file is expected") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -136,7 +159,8 @@ def _read_yaml(path: Path, places: Places) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{path}{where}: is not valid YAML: {reason}") from error
+        hint = "" if path.suffix in (".yaml", ".yml") else "; the command takes YAML files"
+        raise UserError(f"{path}{where}: is not valid YAML: {reason}{hint}") from error
     _note_places(node, "", str(path), places)
     return tree
 
@@ -171,8 +195,9 @@ def _override(merged: Any, override: str, places: Places) -> None:
         if parts[1] in names:
             parts[1] = str(names.index(parts[1]))
         elif not parts[1].isdigit() or int(parts[1]) >= len(names):
+            there = ", ".join(filter(None, names)) or f"0 to {len(names) - 1}"
             raise UserError(
-                f"command line: `{key}`: {parts[0]} holds no {parts[1]}; there is {names}"
+                f"command line: `{key}`: {parts[0]} holds no {parts[1]}; there is {there}"
             )
     try:
         value = OmegaConf.from_dotlist([f"value={text}"])["value"] if text else ""
@@ -194,8 +219,9 @@ def place(key: str, places: Places) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "mapping", list: "list", str: "text", bool: "true/false", type(None): "nothing"}
-    return names.get(type(value), "whole number" if isinstance(value, int) else "number")
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false"}
+    number = "a whole number" if isinstance(value, int) else "a number"
+    return "nothing" if value is None else names.get(type(value), number)
 
 
 def _check_type(

@@ -10,7 +10,9 @@ import torch
 import yaml
 
 from restomod import cli, load_model
+from restomod.data.sources import open_sources
 from restomod.model.flops import flops_per_token
+from restomod.recipe import load_recipe
 from tests.conftest import Tiny, Trainings, metrics
 from tests.wandb_files import wandb_files
 
@@ -148,6 +150,13 @@ def test_metrics_are_consistent(run):
         sum(line["packing_efficiency"] * 2048 for line in train), abs=1
     )
     assert 0.2 < train[-1]["masked_tokens"] / train[-1]["real_tokens"] < 0.3
+    sources = open_sources(load_recipe([run / "config.yaml"]))
+    trained = sum(
+        times * sources.streams[name].attributes.tokens
+        for name, times in train[-1]["epochs"].items()
+    )
+    chunks = sum(line["documents"] for line in train)
+    assert trained == pytest.approx(train[-1]["real_tokens"] - 2 * chunks)
     times = [line["time_s"] for line in lines]
     assert times == sorted(times)
 

@@ -118,3 +118,24 @@ def test_torchrun_restarts_killed_ranks_and_no_number_changes(
     assert len(resumes) == 2
     assert resumes[0] >= 5
     assert resumes[1] >= 10
+
+
+def test_ranks_whose_torchrun_is_killed_save_and_the_next_command_waits_for_them(
+    tiny, train, unbroken, tmp_path
+):
+    recipe, expected = unbroken
+    folder = tiny.folder / "runs" / "orphaned"
+    words = (recipe, f"run_name={folder.name}")
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [*LAUNCHERS["torchrun"], ROOT / "train.py", *words], stdout=log, stderr=log
+        )
+    while process.poll() is None and len(metrics(folder)) < 7:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    code, text = train(*words, world_size=2)
+    assert code == 0, text
+    assert "lost launcher: the run saves" in (tmp_path / "log").read_text()
+    assert len(metrics(folder, "resume")) == 1
+    assert exactly(folder) == exactly(expected)

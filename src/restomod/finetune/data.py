@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 from restomod.finetune.config import DataConfig
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _local(config: DataConfig) -> Path | None:
         SUFFIX + "$", config.path
     ):
         return None
-    raise UserError(f"{path}: no such file or folder")
+    raise UserError(f"{path}: no such file or folder{within(Path(path))}")
 
 
 def _existing(file: Path) -> Path:

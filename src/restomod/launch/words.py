@@ -72,7 +72,11 @@ def sbatch(value: Any) -> Quoted:
     """Return a value for an #SBATCH line; UserError if it would need quotes."""
     text = _text(value)
     if not SBATCH.fullmatch(text):
-        raise UserError(f"{text!r}: only {SBATCH.pattern} is accepted in an #SBATCH line")
+        wrong = " and ".join(repr(letter) for letter in sorted(set(SBATCH.sub("", text))))
+        raise UserError(
+            f"{text!r}: holds {wrong or 'nothing'}, which an #SBATCH line cannot carry; choose "
+            "names and folders without"
+        )
     return Quoted(text)
 
 

@@ -24,6 +24,7 @@ from restomod.prepare.records import (
     Reading,
     Record,
     decode,
+    null_fields,
 )
 
 ROWS_AT_ONCE = 256
@@ -61,12 +62,14 @@ def column_records(piece: Piece, reading: Reading) -> Iterator[Record]:
 
 def _row(number: int, values: tuple[bytes | None, ...], reading: Reading) -> Record:
     texts, decoded = [], True
-    for name, value in zip(reading.text_fields, values, strict=True):
-        if value is None:
-            return Record(number, reason="non_string_field", detail=f"{name!r} holds null")
+    for value in values:
+        if value is None:  # no text: its field is left out
+            continue
         text, whole = decode(value)
         texts.append(text)
         decoded &= whole
+    if not texts:
+        return Record(number, reason="non_string_field", detail=null_fields(reading.text_fields))
     size = sum(len(value) for value in values if value is not None)
     if size > reading.max_record_bytes:
         return Record(number, reason="record_too_large", detail=f"{size:,} bytes")
@@ -117,7 +120,7 @@ def wrong_column(schema: Any, fields: tuple[str, ...]) -> tuple[str, str] | None
     for name in fields:
         kind = type_of(schema, name)
         if kind is None:
-            known = ", ".join(schema.names[:10])
+            known = ", ".join(names_of(schema)[:20])
             return "missing_field", f"no column {name!r} among: {known}"
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
@@ -141,6 +144,18 @@ def type_of(schema: Any, name: str) -> Any:
             return None
         kind = kind.field(part).type
     return kind
+
+
+def names_of(schema: Any) -> list[str]:
+    """Return the columns, and in the place of those with fields inside, these."""
+    import pyarrow as pa
+
+    def inside(field: Any, name: str) -> list[str]:
+        if not pa.types.is_struct(field.type):
+            return [name]
+        return [found for part in field.type for found in inside(part, f"{name}.{part.name}")]
+
+    return [name for field in schema for name in inside(field, field.name)]
 
 
 def column_of(batch: Any, name: str) -> Any:
@@ -172,6 +187,8 @@ def as_bytes(column: Any) -> list[bytes | None]:
 
 def _is_stringlike(types: Any, kind: Any) -> bool:
     names = ("string", "large_string", "binary", "large_binary", "string_view", "binary_view")
+    if types.is_null(kind):  # of a file in which no row has a text
+        return True
     return any(getattr(types, f"is_{name}")(kind) for name in names)
 
 
@@ -192,7 +209,7 @@ def mds_records(piece: Piece, reading: Reading) -> Iterator[Record]:
 
 
 def _sample(number: int, sample: dict[str, tuple[str, bytes]], reading: Reading) -> Record:
-    values = []
+    values: list[bytes | None] = []
     for name in reading.text_fields:
         if name not in sample:
             detail = f"no column {name!r} among: {', '.join(sample)}"
@@ -200,6 +217,9 @@ def _sample(number: int, sample: dict[str, tuple[str, bytes]], reading: Reading)
         encoding, value = sample[name]
         if encoding == "json":
             found = json.loads(value)
+            if found is None:
+                values.append(None)
+                continue
             if not isinstance(found, str):
                 detail = f"{name!r} holds a {type(found).__name__}"
                 return Record(number, reason="non_string_field", detail=detail)

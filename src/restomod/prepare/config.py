@@ -42,7 +42,7 @@ class SourceConfig:
     """What it counts as in tables; the source's name by default."""
     text_fields: list[str] = field(default_factory=lambda: ["text"])
     """Fields (columns) that make up a document, in this order and with an empty line between.
-    `a.b` is field b of the object a."""
+    `a.b` is field b of the object a. A null is left out where another field holds a text."""
     split: str = ""
     """Split to read of a Hugging Face DatasetDict; empty takes its only one, or `train`."""
     text_documents: str = field(default="file", metadata={"choices": ("file", "line")})

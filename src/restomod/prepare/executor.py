@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import threading
@@ -143,7 +144,8 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
         self._pools[worker] = pool
-        return pool.submit(perform, task)
+        with _ignoring_interrupts():  # inherited, so that Ctrl-C meets no half-started process
+            return pool.submit(perform, task)
 
     def run(self, tasks: list[Task]) -> Iterator[int]:
         waiting = list(reversed(tasks))
@@ -176,6 +178,18 @@ class Processes:
         self._pools = [None] * len(self._pools)
 
 
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # handlers are the main thread's to set
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _check_attempts(task: Task, lost: int, attempts: int) -> None:
     if lost >= attempts:
         raise UserError(
@@ -186,7 +200,9 @@ def _check_attempts(task: Task, lost: int, attempts: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent is gone, however that ended."""
+    """End this process when its parent is gone, however that ended, and at Ctrl-C without a
+    traceback, since the parent tells."""
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TEXT_SUFFIXES = (".txt", ".md")
@@ -97,7 +97,7 @@ def find_files(paths: Sequence[str | Path], split: str = "", own: Sequence[str] 
         elif os.path.isdir(path):
             _find_in_folder(LocalTree(path), split, own, found)
         elif not os.path.exists(path):
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder{within(Path(path))}")
         elif kind_of(path) is None:
             raise UserError(f"{path}: cannot tell how to read it; {KINDS}")
         else:
@@ -105,8 +105,13 @@ def find_files(paths: Sequence[str | Path], split: str = "", own: Sequence[str] 
         kept = [file for file in found.files[before:] if not _is_inside(file.path, own)]
         found.files[before:] = kept
         if not kept:
-            what = "nothing matches, or nothing that" if glob.has_magic(path) else "the folder"
-            raise UserError(f"{path}: {what} holds no file to read; {KINDS}")
+            what = (
+                "no file that can be read matches"
+                if glob.has_magic(path)
+                else "holds no file to read"
+            )
+            where = "" if is_remote(path) else within(Path(path))
+            raise UserError(f"{path}: {what}{where}; {KINDS}")
     if not found.files:
         raise UserError("no input was given")
     return found

@@ -249,5 +249,8 @@ def _notes(recipe: Preparation, datasets: dict[str, dict[str, dict[str, Any]]]) 
         if "train" not in splits:
             notes.append(f"{name}: no document is left to train on.")
         if "heldout" not in splits and recipe.heldout.share > 0:
-            notes.append(f"{name}: no document is held out; there are too few for the share.")
+            notes.append(
+                f"{name}: no document is held out; there are too few for heldout.share "
+                f"{recipe.heldout.share:g}. Raise it, or train without this source's heldout."
+            )
     return notes

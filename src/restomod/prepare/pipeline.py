@@ -412,9 +412,10 @@ def summary(recipe: Preparation, manifest: dict[str, Any]) -> str:
         held = source["splits"].get("heldout", {}).get("documents", 0)
         ratio = source["text_bytes"] / max(1, tokens)
         lines.append(
-            f"{source['name']}: {counted(documents, 'document')}, {held} of them held out, "
-            f"{tokens} tokens, {ratio:.2f} bytes a token"
+            f"{source['name']}: {counted(documents, 'document')}, {held:,} of them held out, "
+            f"{tokens:,} tokens, {ratio:.2f} bytes a token"
         )
+    lines += [f"note: {note}" for note in manifest["notes"]]
     lines += ["", "in a training recipe:", _as_recipe(out, manifest)]
     return "\n".join(lines)
 

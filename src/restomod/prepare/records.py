@@ -50,19 +50,37 @@ def decode(data: bytes, encoding: str = "utf-8") -> tuple[str, bool]:
 
 def choose_fields(record: Any, fields: Sequence[str]) -> tuple[str, str, str]:
     """Return (text, reason, detail): the fields' texts with an empty line between, or what is
-    wrong with one of them."""
+    wrong with one of them. A null leaves its field out if another holds a text."""
     if not isinstance(record, dict):
         return "", "not_an_object", f"holds a {type(record).__name__}"
     texts = []
     for name in fields:
         found, value = look_up(record, name)
         if not found:
-            known = ", ".join(list(record)[:10])
+            known = ", ".join(fields_of(record)[:20])
             return "", "missing_field", f"no field {name!r} among: {known}"
+        if value is None:
+            continue
         if not isinstance(value, str):
             return "", "non_string_field", f"{name!r} holds a {type(value).__name__}"
         texts.append(value)
+    if not texts:
+        return "", "non_string_field", null_fields(fields)
     return FIELD_SEPARATOR.join(texts), "", ""
+
+
+def null_fields(fields: Sequence[str]) -> str:
+    """Say that no field holds a text."""
+    names = " and ".join(repr(name) for name in fields)
+    return f"{names} {'holds' if len(fields) == 1 else 'hold'} null"
+
+
+def fields_of(record: dict[str, Any]) -> list[str]:
+    """Return a record's fields, and in the place of objects, the fields inside."""
+    inside = {
+        name: fields_of(value) if isinstance(value, dict) else [] for name, value in record.items()
+    }
+    return [f"{name}.{part}" if part else name for name in inside for part in inside[name] or [""]]
 
 
 def look_up(record: dict[str, Any], name: str) -> tuple[bool, Any]:

@@ -137,7 +137,7 @@ def average(folders: Iterable[Path], out: Path, about: dict[str, Any]) -> None:
             mean.lerp_(one, 1 / count)  # in place, and exact for equals
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with disk_errors(partial):
+    with disk_errors(partial, "The average is not written, the run is as it was"):
         (partial / STATE).mkdir(parents=True)
         save_state({"model": weights}, partial, None)
         (partial / MODEL).write_text(json.dumps(shape))

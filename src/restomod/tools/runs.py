@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from restomod.config import Recipe
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 from restomod.model.hf import load_transformers
@@ -20,6 +20,8 @@ from restomod.train.checkpoints.manifest import MANIFEST, MODEL, newest_checkpoi
 
 def run_recipe(folder: Path) -> Recipe:
     """Return the recipe that a run was started with."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder{within(folder)}")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: is no run folder: it has no config.yaml")
     return load_recipe([folder / "config.yaml"])
@@ -53,7 +55,7 @@ def load_model(path: str | Path, *, backbone: bool = False) -> MaskedLM:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
+        raise UserError(f"{path}: no such folder{within(path)}")
     if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
         return load_transformers(path, backbone=backbone)
     if (path / MANIFEST).is_file():

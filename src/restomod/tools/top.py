@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 from restomod.tools.record.following import Followed
 from restomod.tools.top_frame import frame
 
@@ -27,6 +27,8 @@ def top(folder: Path, once: bool = False, every_s: float = 1.0) -> None:
         sys.stdout.reconfigure(errors="replace")
     console = Console()
     if not (folder / "config.yaml").exists() and not (folder / "metrics.jsonl").exists():
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder{within(folder)}")
         raise UserError(f"{folder}: is no run folder: it has neither config.yaml nor metrics.jsonl")
     run = Followed(folder)
     if once or not console.is_terminal:

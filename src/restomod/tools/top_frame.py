@@ -11,6 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from restomod.tools.pages.markup import bytes_text
 from restomod.tools.record.following import Followed, Line
 from restomod.tools.record.metrics_log import number
 from restomod.units import duration
@@ -192,9 +193,9 @@ def _checkpoints(run: Followed) -> RenderableType | None:
     last = run.checkpoints[-1]
     text = Text("checkpoints: ", "dim")
     text.append(", ".join(f"{line['step']:,}" for line in run.checkpoints))
-    size = short(last.get("bytes"))
+    size = bytes_text(number(last.get("bytes")) or 0.0)
     seconds, stall_s = number(last.get("seconds")) or 0.0, number(last.get("stall_s")) or 0.0
-    text.append(f" (the last: {size} bytes in {seconds:.1f} s", "dim")
+    text.append(f" (the last: {size} in {seconds:.1f} s", "dim")
     text.append(f", training stood for {stall_s:.2f} s)", "dim")
     return text
 

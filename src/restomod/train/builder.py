@@ -55,6 +55,7 @@ from restomod.train.phases import Phases
 from restomod.train.profiling import Profiling
 from restomod.train.progress import Progress
 from restomod.train.rank_times import RankTimes
+from restomod.train.run_lock import lock_run
 from restomod.train.start import Start, find_start
 from restomod.train.step_metrics import StepMetrics
 from restomod.train.watching.about import about
@@ -78,6 +79,8 @@ class PreparedRun:
     group: Group
     """Of all ranks, for what they find out together before training."""
     start: Start
+    held: contextlib.ExitStack
+    """On rank 0 the lock that keeps other jobs of this machine from training the run."""
 
 
 def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
@@ -94,7 +97,10 @@ def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     if store := open_store(recipe.store, recipe.run_name):
         on_first(store.check, group)
     on_first(lambda: webhook_address(recipe.logging.alerts) and None, group)
-    return PreparedRun(recipe, sources, joined, group, find_start(recipe, sources, group))
+    held = contextlib.ExitStack()
+    on_first(lambda: held.enter_context(lock_run(recipe.run_folder)) and None, group)
+    start = find_start(recipe, sources, group)
+    return PreparedRun(recipe, sources, joined, group, start, held)
 
 
 def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
@@ -103,6 +109,11 @@ def train(run: PreparedRun, started: float, stopper: Stopper) -> None:
     `started` is the monotonic time at which the command began, in seconds. Raises StopRequested
     when the run was saved because `stopper` asked for it.
     """
+    with run.held:
+        _train(run, started, stopper)
+
+
+def _train(run: PreparedRun, started: float, stopper: Stopper) -> None:
     recipe = run.recipe
     if leads_node():
         clear_requeue(recipe.run_folder)

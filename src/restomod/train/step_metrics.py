@@ -54,7 +54,7 @@ class StepMetrics(Callback):
         self._config = config
         self._loader = loader
         datasets = [sources.streams[name] for name in loader.streams]
-        self._sizes = np.array([dataset.documents for dataset in datasets])
+        self._sizes = np.array([dataset.attributes.tokens for dataset in datasets])
         self._domains = [dataset.domain for dataset in datasets]
         self._skipped: list[dict[str, Any]] = []
         self._peak_flops = peak_flops * dist.get_world_size()
@@ -122,7 +122,7 @@ class StepMetrics(Callback):
         stream_tokens = np.array(rest[: len(streams)])
         counters = np.array(rest[len(streams) :]).reshape(len(streams), len(COUNTERS))
         counted = dict(zip(COUNTERS, counters.T, strict=True))
-        epochs = counted["documents"] / self._sizes
+        epochs = counted["delivered_tokens"] / self._sizes  # not those that wait to be packed
         if skipped:
             self._log_skipped(step)
         loss, correct, predicted = sums.tolist()

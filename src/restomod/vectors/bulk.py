@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from restomod.errors import UserError
 from restomod.prepare.files import real_path
+from restomod.units import counted
 from restomod.vectors.folder import BEGUN, COMPLETE, Output, part_name
 from restomod.vectors.inputs import Columns, Reader, Rows
 from restomod.vectors.texts import BATCH_TOKENS, WINDOW_TEXTS, Pooling, TextEncoder
@@ -324,7 +325,7 @@ def _finish(folder: Output, reader: Reader, options: Options) -> str:
     if missing:
         return f"{folder.path}: {len(missing)} of {parts} parts are still missing\n"
     folder.write_json(COMPLETE, {"rows": rows, "parts": parts})
-    return f"{folder.path}: complete, {rows:,} rows in {parts} parts\n"
+    return f"{folder.path}: complete, {counted(rows, 'row')} in {counted(parts, 'part')}\n"
 
 
 class _Meter:
@@ -357,6 +358,8 @@ class _Meter:
 
     def end(self) -> str:
         self._bar.close()
+        if not self._rows:
+            return "no part was left to make\n"
         done = (
             f"embedded {self._rows:,} rows, {self._tokens:,} tokens, "
             f"{self._speed():,.0f} tokens/s\n"

@@ -12,14 +12,22 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restomod.errors import UserError
-from restomod.prepare.columns import ROWS_AT_ONCE, as_bytes, column_of, type_of, wrong_column
-from restomod.prepare.files import InputFile, find_files, open_file
+from restomod.prepare.columns import (
+    ROWS_AT_ONCE,
+    as_bytes,
+    column_of,
+    names_of,
+    type_of,
+    wrong_column,
+)
+from restomod.prepare.files import InputFile, find_files, kind_of, open_file
 from restomod.prepare.pieces import Piece
 from restomod.prepare.readers import encodable, lines
 from restomod.prepare.records import (
@@ -28,6 +36,7 @@ from restomod.prepare.records import (
     Reading,
     Record,
     decode,
+    fields_of,
     look_up,
 )
 
@@ -64,10 +73,11 @@ class Reader:
 
     def __init__(self, paths: Sequence[str], columns: Columns) -> None:
         """Raises UserError for what cannot be read, and for a first file that lacks a column."""
-        self.files = find_files(paths).files
-        other = [file.path for file in self.files if file.kind not in ("parquet", "lines")]
-        if other:
-            raise UserError(f"{other[0]}: only Parquet files and JSON lines are embedded")
+        unknown = [path for path in paths if Path(path).is_file() and not kind_of(path)]
+        self.files = [] if unknown else find_files(paths).files
+        unknown += [file.path for file in self.files if file.kind not in ("parquet", "lines")]
+        if unknown:
+            raise UserError(f"{unknown[0]}: only Parquet files and JSON lines are embedded")
         self.columns = columns
         self.position = 0
         """Rows that were passed so far."""
@@ -140,7 +150,7 @@ class _Parquet:
         schema = self._file.schema_arrow
         for name in (columns.text, *columns.kept):
             if type_of(schema, name) is None:
-                raise _no_column(file.path, name, schema.names)
+                raise _no_column(file.path, name, names_of(schema))
         if wrong := wrong_column(schema, (columns.text,)):
             raise UserError(f"{file.path}: {wrong[1]}; --text-column names the one with texts")
         for name, kind in zip(columns.kept, columns.types, strict=False):
@@ -223,7 +233,9 @@ class _Lines:
             if (row := _object(record)) is not None:
                 for name in (self._columns.text, *self._columns.kept):
                     if not look_up(row, name)[0]:
-                        raise _no_column(f"{self._path}, line {record.number}", name, list(row))
+                        raise _no_column(
+                            f"{self._path}, line {record.number}", name, fields_of(row)
+                        )
                 return [_type_of(look_up(row, name)[1]) for name in self._columns.kept]
         return None
 
@@ -286,7 +298,10 @@ def _value(place: str, name: str, value: Any, kind: pa.DataType) -> Any:
 
 
 def _no_column(place: str, name: str, names: Sequence[str]) -> UserError:
-    return UserError(f"{place}: has no column {name!r}; there are: {', '.join(names[:20])}")
+    return UserError(
+        f"{place}: has no column {name!r}; there are: {', '.join(names[:20])}. --text-column, "
+        "--id-column and --keep name them"
+    )
 
 
 def _broken(path: str, row: int, reason: str) -> UserError:

@@ -155,3 +155,32 @@ def test_workers_end_when_the_job_is_killed(tmp_path):
     while any(Path(f"/proc/{file.read_text()}").exists() for file in begun):
         assert time.monotonic() < given_up
         time.sleep(0.005)
+
+
+def test_ctrl_c_prints_nothing_of_workers_that_wait(tmp_path):
+    script = (
+        "import sys, time\nfrom pathlib import Path\n"
+        "from tests.unit.prepare import test_executor as t\n"
+        "job = t.Job(t.Preparation(), Path(sys.argv[1]))\n"
+        "if __name__ == '__main__':\n"
+        "    pool = t.Processes(2, 3)\n"
+        "    t.run_stage(pool, t.number, job, 'stage', t.tasks(2))\n"
+        "    print('done', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    root = Path(__file__).parents[3]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    assert parent.stdout.readline() == "done\n"
+    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to all of them
+    told = parent.communicate(timeout=60)[1]
+    assert "SpawnProcess" not in told
+    assert told.count("Traceback") == 1  # the script's own

@@ -174,7 +174,7 @@ def test_patterns_and_folders_of_an_object_store_are_read_in_order():
         assert all((file.size and file.version == "") or file.size for file in found.files)
         with pytest.raises(UserError, match="no such file"):
             find_files(["memory://formats/nowhere"])
-        with pytest.raises(UserError, match="nothing matches"):
+        with pytest.raises(UserError, match="no file that can be read matches"):
             find_files(["memory://formats/in/*.parquet"])
         with pytest.raises(UserError, match="cannot tell how"):
             find_files(["memory://formats/in/x.csv"])
@@ -229,3 +229,23 @@ def test_own_folders_are_passed_over_in_folders_and_patterns(tmp_path):
         found = find_files([path], own=[str(tmp_path / "out")])
         assert [Path(file.path).name for file in found.files] == ["in.jsonl"]
         assert len(find_files([path]).files) == 2
+
+
+def test_a_null_among_several_fields_is_left_out(tmp_path):
+    rows = [{"title": None, "body": "a"}, {"title": "t", "body": "b"}, {"title": None}]
+    rows[2]["body"] = None
+    pq.write_table(pa.table({"meta": pa.array(rows)}), tmp_path / "a.parquet")
+    untitled = pa.array([{"title": None, "body": "c"}])
+    pq.write_table(pa.table({"meta": untitled}), tmp_path / "b.parquet")
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"meta": row}) + "\n" for row in rows))
+    texts, reasons = read(tmp_path, text_fields=("meta.title", "meta.body"))
+    assert texts == ["a", "t\n\nb", "c", "a", "t\n\nb"]
+    assert reasons == [("non_string_field", 3)] * 2
+    assert read_first_problem(tmp_path / "a.parquet", "meta.titel") == (
+        "no column 'meta.titel' among: meta.title, meta.body"
+    )
+
+
+def read_first_problem(path, field):
+    (file,) = find_files([path]).files
+    return next(iter(read_piece(Piece(file), Reading(text_fields=(field,))))).detail

@@ -65,7 +65,7 @@ def test_picture_says_how_far_how_fast_and_how_long_yet(folder):
     for part in (
         "training", "phase pretrain", "8 x H100", "step 51 of 100", "104K of 205K tokens", "51.0%",
         "49 s left", "loss 4.9800", "2.5M", "41.0%", "1.2%", "0.375", "all 3.5000  code 3.2500",
-        "checkpoints: 50", "2.4B bytes in 7.0 s", "skipped_step", "deviations 31", "host node7",
+        "checkpoints: 50", "2.4 GB in 7.0 s", "skipped_step", "deviations 31", "host node7",
     ):  # fmt: skip
         assert part in text, part
 

@@ -134,7 +134,7 @@ def test_a_run_that_was_stopped_goes_on_at_the_first_missing_part(
     assert "embedded 34 rows" in run(model, file, out, part_rows=10)
     assert (out / "part-000001.parquet").stat().st_mtime_ns == there
     assert files(out) == files(tmp_path / "whole")
-    assert "embedded 0 rows" in run(model, file, out, part_rows=10)
+    assert "no part was left to make" in run(model, file, out, part_rows=10)
 
 
 def test_processes_share_the_parts(model, tmp_path):
@@ -166,7 +166,7 @@ def test_another_model_input_or_option_is_refused_by_name(model, tiny, tmp_path)
     with pytest.raises(UserError, match=r"model.sha256: "):
         run(str(tmp_path / "other"), file, tmp_path / "out")
     shutil.copytree(model, tmp_path / "copy")
-    assert "embedded 0 rows" in run(str(tmp_path / "copy"), file, tmp_path / "out")
+    assert "no part was left to make" in run(str(tmp_path / "copy"), file, tmp_path / "out")
     assert files(tmp_path / "out") == before
     with pytest.raises(UserError, match="exists and holds no vectors"):
         run(model, file, tmp_path / "other")

@@ -15,8 +15,8 @@
   }
   function text(v, unit) {
     if (unit === "%") return v.toFixed(v >= 1 && v < 99 ? 1 : 2) + "%";
-    if (Math.abs(v) >= 999.5) return Math.round(v).toLocaleString("en");
-    return v === 0 ? "0" : Math.abs(v) < 0.01 ? v.toExponential(2) : v.toPrecision(4);
+    if (Math.abs(v) >= 999.5 && Math.abs(v) < 1e9) return Math.round(v).toLocaleString("en");
+    return v === 0 ? "0" : Math.abs(v) < 0.01 || Math.abs(v) >= 1e9 ? v.toExponential(2) : v.toPrecision(4);
   }
   document.querySelectorAll("figure[data-unit]").forEach(function (figure) {
     var at = figure.querySelector("[data-at]"), slots = {}, latest = [], rest = at && at.textContent;

@@ -104,6 +104,9 @@ def _cpu_step_s(
 def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
     """Return FLOPs, time and money by phase and in all."""
     gpu = target.gpu
+    seconds = sum(cost.seconds for cost in costs)
+    in_hours = gpu and seconds >= 3600
+    time = _hours if in_hours else duration
     rows = []
     for cost in costs:
         phase = cost.phase
@@ -115,18 +118,16 @@ def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
                 f"{phase.batch_slots:,}",
                 f"{cost.flops:.3g}",
                 f"{cost.step_s:.3g}",
-                _hours(cost.seconds) if gpu else duration(cost.seconds),
+                time(cost.seconds),
                 f"{speed / target.ranks:,.0f}",
             ]
         )
-    took = "hours" if gpu else "time"
+    took = "hours" if in_hours else "time"
     head = ["phase", "steps", "slots a step", "FLOPs", "s a step", took, "slots/s of a rank"]
-    seconds = sum(cost.seconds for cost in costs)
     if len(costs) > 1:
         steps = sum(cost.phase.steps for cost in costs)
         flops = sum(cost.flops for cost in costs)
-        total = _hours(seconds) if gpu else duration(seconds)
-        rows.append(["all", f"{steps:,}", "", f"{flops:.3g}", "", total, ""])
+        rows.append(["all", f"{steps:,}", "", f"{flops:.3g}", "", time(seconds), ""])
     if not gpu:
         return Section(
             "time on this machine's CPU",
@@ -139,11 +140,13 @@ def cost_section(costs: Sequence[PhaseCost], target: Target) -> Section:
             ],
         )
     gpu_hours = seconds / 3600 * target.ranks
+    digits = 0 if gpu_hours >= 10 else 2
     return Section(
         f"time and cost on {target.ranks} x {target.gpu_name}",
         [
-            f"{_hours(seconds)} hours, {gpu_hours:,.0f} GPU hours, ${gpu_hours * target.price:,.0f}"
-            f" at ${target.price:.2f} a GPU hour (--price), estimated at MFU {target.mfu:g}"
+            f"{time(seconds)}{' hours' if in_hours else ''}, {gpu_hours:,.{digits}f} GPU hours, "
+            f"${gpu_hours * target.price:,.{digits}f} at ${target.price:.2f} a GPU hour (--price), "
+            f"estimated at MFU {target.mfu:g}"
         ],
         Table(head, rows),
         [

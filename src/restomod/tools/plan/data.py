@@ -17,6 +17,7 @@ from restomod.data.sources import open_dataset, other_vocabulary
 from restomod.data.tokenizer import Tokenizer
 from restomod.data.working_set import working_set
 from restomod.errors import UserError
+from restomod.tools.pages.markup import bytes_text
 from restomod.tools.plan.cost import PhaseCost
 from restomod.tools.plan.packing import Packing
 from restomod.tools.plan.parts import WARNING, Section, Target
@@ -24,6 +25,8 @@ from restomod.units import counted
 
 REPEATS = 4
 """Epochs of the same data that are worth about as much as new data (arXiv 2305.16264)."""
+UNEVEN = 4
+"""Times a lane's even share of a stream, from which on a single document makes lanes uneven."""
 FULL, NEARLY = 0.999, 0.99
 """What long enough rows reach, and what no recipe should stay below."""
 LOADED_IDS, LOADED_IDS_SMALL, LOADED_TEXT = 10.4e6, 5.8e6, 0.8e6
@@ -107,8 +110,8 @@ def working_set_lines(recipe: Recipe, streams: Mapping[str, Dataset], world_size
     ]
     if cached:
         lines.append(
-            f"cache: shards in use take up to {needed.cached_bytes / 1e9:.3g} GB of a node, "
-            f"all data {sum(int(d.shard_bytes.sum()) for d in cached) / 1e9:.3g} GB, "
+            f"cache: shards in use take up to {bytes_text(needed.cached_bytes)} of a node, "
+            f"all data {bytes_text(sum(int(d.shard_bytes.sum()) for d in cached))}, "
             f"{data.cache_limit_gb:g} GB are allowed"
         )
     return lines
@@ -140,6 +143,13 @@ def mixture_lines(
             f"{asked}; {counted(data.documents, 'document')}, {about}{tokens:,} tokens (from "
             f"{data.attributes.source}), {times:.2f} epochs of at most {data.max_epochs:g}"
         )
+        longest, lanes = max(data.attributes.histogram or [0]), recipe.data.lanes
+        if longest * lanes > UNEVEN * tokens:
+            lines.append(
+                f"{WARNING}a document of {longest:,} tokens or more is {longest / tokens:.0%} of "
+                f"{name}, and one of {lanes} lanes has it alone: the others repeat the rest, with "
+                "rows that may stay emptier than said here; cut it, or use fewer data.lanes"
+            )
         if times > REPEATS:
             lines.append(f"{WARNING}more than {REPEATS} epochs of {name} teach little more")
     return lines

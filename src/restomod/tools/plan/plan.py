@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from restomod.config import PhaseConfig, Recipe
 from restomod.data.dataset import Dataset
@@ -97,7 +98,11 @@ def make_plan(recipe: Recipe, target: Target) -> Plan:
     head.lines += _model(recipe, vocab_size)
     streams, missing = open_streams(recipe, tokenizer, "data")
     heldout, heldout_missing = open_streams(recipe, tokenizer, "evaluation")
-    here = bool(streams or heldout)
+    paths = [
+        stream.path
+        for stream in (*recipe.data.streams.values(), *recipe.evaluation.streams.values())
+    ]
+    here = bool(streams or heldout) or any(path and Path(path).exists() for path in paths)
     if not tokenizer and here:
         head.lines.append(f"{WARNING}tokenizer: training will not start: {no_tokenizer}")
     head.lines += missing_lines(here, missing, heldout_missing)

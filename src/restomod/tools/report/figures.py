@@ -218,9 +218,9 @@ def value_text(value: float, unit: str) -> str:
     """Write a value as the legend and the tables do; the page's script follows the same rule."""
     if unit == "%":
         return f"{value:.1f}%" if 1 <= value < 99 else f"{value:.2f}%"
-    if abs(value) >= 999.5:
+    if 999.5 <= abs(value) < 1e9:
         return f"{value:,.0f}"
-    if abs(value) < 0.01:
+    if abs(value) < 0.01 or abs(value) >= 1e9:
         return f"{value:.2e}" if value else "0"
     return f"{value:#.4g}".removesuffix(".")
 

@@ -129,12 +129,15 @@ def disk_errors(folder: Path, result: str = UNWRITTEN) -> Iterator[None]:
         cause = _os_error(error)
         if cause is None:
             raise
+        if cause.errno not in FULL:
+            raise UserError(
+                f"{folder}: cannot be written: {cause.strerror}. {result}: get the right to write "
+                "there or choose another folder, and start again"
+            ) from error
         there = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
-        free = shutil.disk_usage(there).free
-        what = "the disk is full" if cause.errno in FULL else "cannot be written"
         raise UserError(
-            f"{folder}: {what}: {cause.strerror}; {free:,} bytes are free there. "
-            f"{result}: make room or choose another runs_dir "
+            f"{folder}: the disk is full: {cause.strerror}; {shutil.disk_usage(there).free:,} "
+            f"bytes are free there. {result}: make room or choose another runs_dir "
             "(checkpoint.keep says how many stay), and start again"
         ) from error
 

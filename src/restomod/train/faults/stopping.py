@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 STOP, REQUEUE = "STOP", "REQUEUE"
 """Files of a run folder: stops the run when it appears; says that a run wants to go on."""
-REASONS = ("", "SIGTERM", "SIGUSR1", "SIGINT", "stop_after", "STOP file")
+REASONS = ("", "SIGTERM", "SIGUSR1", "SIGINT", "stop_after", "STOP file", "lost launcher")
 """In the order in which ranks that have different ones settle on the last."""
 POLL_S = 0.5
 SAME_PRESS_S = 1.0
@@ -63,6 +63,8 @@ class Stopper:
         self._store: Any = None
         self._folder: Path | None = None
         self._deadline = float("inf")
+        self._launcher = 0
+        """Process id of torchrun's agent, which starts ranks anew when some end; 0 without one."""
         self._ended = threading.Event()
         self._before: dict[int, Any] = {}
 
@@ -101,8 +103,11 @@ class Stopper:
             self._before[number] = signal.SIG_IGN
 
     def watch(self, folder: Path, deadline: float) -> None:
-        """Stop, too, when STOP appears in `folder`, and at `deadline` (monotonic seconds)."""
+        """Stop, too, when STOP appears in `folder`, at `deadline` (monotonic seconds), and when
+        torchrun was killed: its ranks would meet those of a job begun anew."""
         self._folder, self._deadline = folder, deadline
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            self._launcher = os.getppid()
         threading.Thread(target=self._poll, daemon=True, name="stopper").start()
 
     def join(self, group: Any) -> None:
@@ -196,7 +201,8 @@ class Stopper:
                 self._request(self._found())
             elif not told and self._store is not None:
                 # Ranks whose first step compiles do not come to `agree` for minutes.
-                self._store.set(STOPPED, self.requested)
+                with self._reachable():
+                    self._store.set(STOPPED, self.requested)
                 told = True
 
     def _found(self) -> str:
@@ -204,9 +210,21 @@ class Stopper:
             return "stop_after"
         if self._folder is not None and (self._folder / STOP).exists():
             return "STOP file"
-        if self._store is not None and self._store.check([STOPPED]):
-            return str(self._store.get(STOPPED).decode())
+        if self._launcher and os.getppid() != self._launcher:
+            return "lost launcher"
+        with self._reachable():
+            if self._store is not None and self._store.check([STOPPED]):
+                return str(self._store.get(STOPPED).decode())
         return ""
+
+    @contextlib.contextmanager
+    def _reachable(self) -> Iterator[None]:
+        """Do without the store once it is gone: with the launcher, or with a node whose loss the
+        next step shows."""
+        try:
+            yield
+        except RuntimeError:
+            self._store = None
 
     def _request(self, reason: str) -> None:
         if reason:

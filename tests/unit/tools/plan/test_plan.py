@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.model.memory import parameters
 from restomod.recipe import load_recipe
+from restomod.tools.plan.data import mixture_lines, open_streams
 from restomod.tools.plan.plan import plan
 
 DEMO = Path(__file__).parents[4] / "yamls" / "recipes" / "demo.yaml"
@@ -232,3 +234,21 @@ def test_the_plan_refuses_data_of_another_tokenizer_as_training_does(tiny, tmp_p
         open_sources(recipe)
     assert "holds tokens of another vocabulary" in str(planned.value)
     assert str(planned.value) in str(trained.value)
+
+
+def test_a_document_that_outweighs_a_lane_is_warned_of(tiny, tmp_path):
+    recipe = load_recipe([tiny.write(tmp_path / "recipe.yaml")], ["data.lanes=8"])
+    streams, missing = open_streams(recipe, None, "data")
+    phase = recipe.phases[0]
+    name, data = next((n, d) for n, d in streams.items() if phase.mixture.get(n, 0) > 0)
+    tokens = data.attributes.tokens
+
+    def warned(longest):
+        data.attributes = replace(data.attributes, histogram={8: 500, longest: 1})
+        lines = mixture_lines(recipe, phase, streams, missing)
+        return any(
+            f"is {longest / tokens:.0%} of {name}, and one of 8 lanes" in line for line in lines
+        )
+
+    assert not warned(tokens // 3)
+    assert warned(3 * tokens // 4)

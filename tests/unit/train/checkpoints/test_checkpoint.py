@@ -30,6 +30,7 @@ from restomod.train.checkpoints.manifest import (
     verify,
 )
 from restomod.train.checkpoints.resume import find_checkpoint
+from restomod.train.checkpoints.saving import disk_errors
 from restomod.train.clock import RunClock
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import TrainedModel
@@ -180,6 +181,14 @@ def test_old_checkpoints_go_and_so_does_what_a_kill_left(tmp_path):
 def save_again(run):
     run.batch()
     run.checkpoints.wait()
+
+
+def test_a_folder_that_refuses_is_not_said_to_be_full():
+    with pytest.raises(UserError) as refused, disk_errors(Path("/proc/a"), "Nothing is written"):
+        Path("/proc/a").mkdir()
+    assert str(refused.value).startswith("/proc/a: cannot be written: No such file")
+    assert "Nothing is written: get the right to write there" in str(refused.value)
+    assert "free" not in str(refused.value)
 
 
 def test_full_disk_stops_training_and_leaves_what_was_there(tmp_path):

@@ -135,6 +135,22 @@ def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopp
     becomes(StopRequested)
 
 
+def test_ranks_whose_launcher_was_killed_stop(stopper, tmp_path, monkeypatch):
+    class Gone:
+        def check(self, keys):
+            raise torch.distributed.DistNetworkError("Connection reset by peer")
+
+    stopper.hold(lossless=True)
+    stopper._store = Gone()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
+    stopper.watch(tmp_path, time.monotonic() + 1000)
+    time.sleep(1.5 * stopping.POLL_S)
+    assert not stopper.requested  # a store that is gone asks for nothing
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    with pytest.raises(StopRequested, match="lost launcher"):
+        time.sleep(30)
+
+
 @pytest.mark.parametrize("way", ["file", "limit"])
 def test_stop_file_and_time_limit_are_found_and_break_in(stopper, tmp_path, way):
     stopper.hold(lossless=True)
