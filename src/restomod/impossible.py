@@ -13,7 +13,6 @@ from restomod import extensions
 from restomod.config import (
     ALERTS,
     CardConfig,
-    DataConfig,
     MaskConfig,
     OptimizerConfig,
     PhaseConfig,
@@ -21,10 +20,15 @@ from restomod.config import (
 )
 from restomod.units import parse_duration, parse_slots
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""W&B's identifiers and names of files have no more than 128 characters."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FORK = re.compile(r"(.+)@([0-9]+)")
 """RUN@STEP."""
+MOST_LANES = 1 << 20
+MOST_TOKENS = 2**31 - 1
+"""Of a micro-batch, and of a lane's buffer: bounds of documents are of 32 bits."""
+RATES = "must be positive, and at most 1: a step moves a weight by about so much"
 CARD = {
     "licence": (re.compile(r"|[a-z0-9][a-z0-9.-]*"), "apache-2.0, mit, other, ..."),
     "language": (re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|code|multilingual"), "en, de, code, ..."),
@@ -66,7 +70,8 @@ def _run(recipe: Recipe) -> Problems:
     bad.require(
         bool(NAME.fullmatch(recipe.run_name)),
         "run_name",
-        f"{recipe.run_name!r}: use letters, digits, `.`, `_` and `-`, a letter or digit first",
+        f"{recipe.run_name!r}: use letters, digits, `.`, `_` and `-`, a letter or digit first, at "
+        "most 128",
     )
     bad.require(0 <= recipe.seed < 2**63, "seed", "must lie in 0 .. 2^63 - 1")
     bad.require(
@@ -117,7 +122,7 @@ def _model(recipe: Recipe) -> Problems:
         "init.log_unigram_bias",
         "would replace the decoder's bias of init.weights",
     )
-    bad.require(model.norm_eps > 0, "model.norm_eps", "must be positive")
+    bad.require(0 < model.norm_eps < 1, "model.norm_eps", "must lie in (0, 1)")
     bad.require(0 <= model.attention_dropout < 1, "model.attention_dropout", "must lie in [0, 1)")
     return bad
 
@@ -150,13 +155,13 @@ def _compute(recipe: Recipe) -> Problems:
 def _optimizer(recipe: Recipe) -> Problems:
     bad = Problems()
     optimizer = recipe.optimizer
-    bad.require(optimizer.lr > 0, "optimizer.lr", f"{optimizer.lr}: must be positive")
+    bad.require(_is_rate(optimizer.lr, recipe), "optimizer.lr", f"{optimizer.lr}: {RATES}")
     bad.require(
         len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
         "optimizer.betas",
         f"{optimizer.betas}: two numbers in [0, 1)",
     )
-    bad.require(optimizer.eps > 0, "optimizer.eps", "must be positive")
+    bad.require(0 < optimizer.eps < 1, "optimizer.eps", "must lie in (0, 1)")
     bad.require(0 <= optimizer.weight_decay < 1, "optimizer.weight_decay", "must lie in [0, 1)")
     bad.require(
         0 <= optimizer.momentum < 1,
@@ -194,6 +199,7 @@ def _data(recipe: Recipe) -> Problems:
     bad.require(bool(data.streams), "data.streams", "is missing: name at least one data set")
     for name in ("lanes", "buffer_rows", "tokens_per_document_min"):
         bad.require(getattr(data, name) > 0, f"data.{name}", "must be positive")
+    bad.require(data.lanes <= MOST_LANES, "data.lanes", f"at most {MOST_LANES:,} can be")
     for name in ("shuffle_block_documents", "shuffle_shards"):
         bad.require(getattr(data, name) > 0, f"data.{name}", "must be positive")
     for name in ("shards_open_per_rank", "cache_limit_gb", "download_attempts"):
@@ -228,7 +234,7 @@ def _phases(recipe: Recipe) -> Problems:
         bad.require(
             names.index(phase.name) == n, f"phases.{n}.name", f"{phase.name!r} is there twice"
         )
-        for key, reason in _phase(phase, recipe.data):
+        for key, reason in _phase(phase, recipe):
             bad.append((f"phases.{n}.{key}", reason))
     return bad
 
@@ -414,9 +420,14 @@ def _batches(phase: PhaseConfig, phase_slots: int, warmup_slots: int) -> list[tu
     return bad
 
 
-def _phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, str]]:
+def _is_rate(lr: float, recipe: Recipe) -> bool:
+    """Return whether a learning rate can be; an optimizer of the user's own may want more."""
+    return lr > 0 and (lr <= 1 or extensions.is_extension(recipe.optimizer.name))
+
+
+def _phase(phase: PhaseConfig, recipe: Recipe) -> list[tuple[str, str]]:
     bad: list[tuple[str, str]] = []
-    slots = {}
+    slots, data = {}, recipe.data
     for key, text in (
         ("slots", phase.slots),
         ("schedule.warmup", phase.schedule.warmup),
@@ -445,15 +456,22 @@ def _phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, str]]:
         )
     elif phase.row_tokens // data.tokens_per_document_min < 1 <= data.tokens_per_document_min:
         bad.append(("row_tokens", "is less than data.tokens_per_document_min"))
+    for key, rows, what in (
+        ("micro_batch_rows", phase.micro_batch_rows, "a micro-batch"),
+        ("row_tokens", data.buffer_rows, "a buffer (data.buffer_rows)"),
+    ):
+        if rows * phase.row_tokens > MOST_TOKENS:
+            size = f"{what} of {rows} rows of {phase.row_tokens}"
+            bad.append((key, f"{size} slots: at most {MOST_TOKENS:,} can be numbered"))
     for key in ("rope_base_global", "rope_base_local"):
-        if getattr(phase, key) <= 0:
-            bad.append((key, "must be positive"))
-    if phase.lr is not None and phase.lr <= 0:
-        bad.append(("lr", f"{phase.lr}: must be positive"))
+        if getattr(phase, key) < 1:
+            bad.append((key, f"{getattr(phase, key)}: must be positive, and at least 1"))
+    if phase.lr is not None and not _is_rate(phase.lr, recipe):
+        bad.append(("lr", f"{phase.lr}: {RATES}"))
     if phase.weight_decay is not None and not 0 <= phase.weight_decay < 1:
         bad.append(("weight_decay", f"{phase.weight_decay}: must lie in [0, 1)"))
-    if phase.z_loss < 0:
-        bad.append(("z_loss", "must not be negative"))
+    if not 0 <= phase.z_loss <= 1:
+        bad.append(("z_loss", f"{phase.z_loss}: must not be negative, nor above 1"))
     if not phase.mixture:
         bad.append(("mixture", "is missing: what is drawn of each stream"))
     for name, share in phase.mixture.items():

@@ -321,6 +321,8 @@ def _check_type(
             wrong("a finite number" if value * 0 != 0 else f"one within +-{LARGEST:g}")
     elif kind is str and (isinstance(value, bool) or not isinstance(value, str | int | float)):
         wrong("text")
+    elif kind is str and "\0" in str(value):
+        wrong("text without NUL characters")
 
 
 def _unknown(
