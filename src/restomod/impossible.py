@@ -24,6 +24,12 @@ VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FORK = re.compile(r"(.+)@([0-9]+)")
 """RUN@STEP."""
 MOST_LANES = 1 << 20
+MOST_SECONDS = 10**9
+LARGEST = {"layers": 1000, "hidden_size": 1 << 16, "intermediate_size": 1 << 20, "heads": 1 << 14,
+           "local_window": 1 << 20}  # fmt: skip
+"""Of a model: far beyond what anybody trains."""
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
 CARD = {
     "licence": (re.compile(r"|[a-z0-9][a-z0-9.-]*"), "apache-2.0, mit, other, ..."),
     "language": (re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|code|multilingual"), "en, de, code, ..."),
@@ -72,7 +78,16 @@ def _run(recipe: Recipe) -> Problems:
     bad.require(
         bool(recipe.tokenizer), "tokenizer", "is missing: a tokenizer.json or a folder with one"
     )
+    for key in ("runs_dir", "cache_dir", "tokenizer"):
+        bad.require(_is_path(getattr(recipe, key)), key, PATHS)
     return bad
+
+
+PATHS = f"no name of a file or folder has more than {LONGEST_NAME} bytes, no path 4,000"
+
+
+def _is_path(text: str) -> bool:
+    return len(text) < 4000 and all(len(p.encode()) <= LONGEST_NAME for p in text.split("/"))
 
 
 def _model(recipe: Recipe) -> Problems:
@@ -80,6 +95,8 @@ def _model(recipe: Recipe) -> Problems:
     model = recipe.model
     for name in ("layers", "hidden_size", "heads", "intermediate_size", "global_every"):
         bad.require(getattr(model, name) > 0, f"model.{name}", "must be positive")
+    for name, most in LARGEST.items():
+        bad.require(getattr(model, name) <= most, f"model.{name}", f"must be at most {most:,}")
     if model.heads > 0 and model.hidden_size > 0:
         bad.require(
             model.hidden_size % (2 * model.heads) == 0,
@@ -199,13 +216,19 @@ def _data(recipe: Recipe) -> Problems:
         bad.require(getattr(data, name) > 0, f"data.{name}", "must be positive")
     for name in ("shards_open_per_rank", "cache_limit_gb", "download_attempts"):
         bad.require(getattr(data, name) > 0, f"data.{name}", "must be positive")
-    bad.require(data.download_timeout_s > 0, "data.download_timeout_s", "must be positive")
+    bad.require(
+        0 < data.download_timeout_s <= 1e6,
+        "data.download_timeout_s",
+        "must be positive, and at most a million",
+    )
     bad.require(data.workers >= 0, "data.workers", "must not be negative")
     bad.require(data.skip_shorter_than >= 0, "data.skip_shorter_than", "must not be negative")
     for section, streams in (("data", data.streams), ("evaluation", recipe.evaluation.streams)):
         for name, stream in streams.items():
             key = f"{section}.streams.{name}"
             bad.require(bool(stream.path or stream.source), f"{key}.path", "is missing")
+            for of_folders in ("path", "local"):
+                bad.require(_is_path(getattr(stream, of_folders)), f"{key}.{of_folders}", PATHS)
             bad.require(
                 not (stream.path and stream.source),
                 f"{key}.source",
@@ -338,6 +361,8 @@ def _faults(recipe: Recipe) -> list[tuple[str, str]]:
         try:
             if parse_duration(text) < least:
                 bad.append((key, f"{text}: must be at least {least:g} s"))
+            if parse_duration(text) > MOST_SECONDS:
+                bad.append((key, f"{text}: must be at most {MOST_SECONDS:,} s"))
         except ValueError as error:
             bad.append((key, str(error)))
     spikes = faults.spikes

@@ -12,6 +12,7 @@ from restomod import extensions
 from restomod.config import MaskConfig, PhaseConfig, Recipe
 from restomod.units import parse_slots
 
+MOST_ROWS = 1 << 24
 MOST_TOKENS = 2**31 - 1
 """Of a micro-batch, and of a lane's buffer: bounds of documents are of 32 bits."""
 RATES = "must be positive, and at most 1: a step moves a weight by about so much"
@@ -41,6 +42,8 @@ def phase_problems(phase: PhaseConfig, recipe: Recipe) -> list[tuple[str, str]]:
     for key in ("batch_rows", "micro_batch_rows"):
         if getattr(phase, key) <= 0:
             bad.append((key, "must be positive"))
+        elif getattr(phase, key) > MOST_ROWS:
+            bad.append((key, f"must be at most {MOST_ROWS:,}"))
     if phase.sequence_length < 3:
         bad.append(("sequence_length", "must hold [CLS], a token and [SEP]: at least 3"))
     if phase.row_tokens < phase.sequence_length:
@@ -50,7 +53,7 @@ def phase_problems(phase: PhaseConfig, recipe: Recipe) -> list[tuple[str, str]]:
                 f"{phase.row_tokens} is less than sequence_length {phase.sequence_length}",
             )
         )
-    elif phase.row_tokens // data.tokens_per_document_min < 1 <= data.tokens_per_document_min:
+    elif phase.row_tokens < data.tokens_per_document_min:
         bad.append(("row_tokens", "is less than data.tokens_per_document_min"))
     for key, rows, what in (
         ("micro_batch_rows", phase.micro_batch_rows, "a micro-batch"),

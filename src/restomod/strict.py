@@ -26,7 +26,7 @@ Places = dict[str, str]
 
 DEEPEST = 50
 """Levels of keys in a file; no schema has so many."""
-LARGEST = 3.4e38
+LARGEST, SMALLEST = 3.4e38, 1.2e-38
 """Of numbers: what float32 holds."""
 MISSING = "???"
 """What OmegaConf takes for a value that is yet to be given."""
@@ -319,6 +319,8 @@ def _check_type(
             wrong("a number")
         elif not abs(value) <= LARGEST:
             wrong("a finite number" if value * 0 != 0 else f"one within +-{LARGEST:g}")
+        elif 0 < abs(value) < SMALLEST:
+            wrong(f"zero, or one from {SMALLEST:g} on,")
     elif kind is str and (isinstance(value, bool) or not isinstance(value, str | int | float)):
         wrong("text")
     elif kind is str and "\0" in str(value):
