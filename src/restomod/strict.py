@@ -323,6 +323,8 @@ def _check_type(
             wrong(f"zero, or one from {SMALLEST:g} on,")
     elif kind is str and (isinstance(value, bool) or not isinstance(value, str | int | float)):
         wrong("text")
+    elif kind is str and isinstance(value, int | float) and not abs(value) < 2**63:
+        wrong("text, or a number of at most 64 bits")
     elif kind is str and "\0" in str(value):
         wrong("text without NUL characters")
 
