@@ -20,6 +20,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     "retrieval": ("ndcg@10", "mrr@10", "recall@1", "recall@10"),
 }
 """What is measured on the validation set; the first counts unless `metric` says otherwise."""
+MAJORITY = "majority"
+"""What always naming training's most frequent class would score, in results beside the seeds'."""
 
 
 @dataclass

@@ -6,12 +6,15 @@ calls this.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from restomod.finetune.data import require
 from restomod.finetune.examples import Example, Examples
@@ -68,6 +71,18 @@ def word_scores(data: Examples, logits: Sequence[Tensor]) -> dict[str, float]:
             [[data.names[n] for n in tags] for tags in found],
         )
     return scores
+
+
+def majority_scores(data: Examples) -> dict[str, float]:
+    """Return the scores of always predicting the class that training sees most."""
+    seen = np.concatenate([example.labels for example in data.train])
+    majority = int(np.bincount(seen, minlength=len(data.names)).argmax())
+    constant = functional.one_hot(torch.tensor([majority]), len(data.names)).float()
+    firsts = [example.firsts for example in data.validation if example.firsts is not None]
+    if not firsts:
+        return text_scores(data.validation, [constant] * len(data.validation))
+    logits = [constant.expand(int((places >= 0).sum()), -1) for places in firsts]
+    return word_scores(dataclasses.replace(data, fallback=majority), logits)
 
 
 def has_entities(names: Sequence[str]) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restomod.errors import UserError
-from restomod.finetune.config import FinetuneConfig
+from restomod.finetune.config import MAJORITY, FinetuneConfig
 from restomod.finetune.data import require
 from restomod.interrupts import Interrupts
 from restomod.prepare.atomic import read_json, write_json
@@ -74,19 +74,18 @@ def finetune(config: FinetuneConfig, interrupts: Interrupts, command: str = "") 
 def describe(config: FinetuneConfig, scores: list[Score]) -> str:
     """Return what came out, as text."""
     out = Path(config.out)
+    rows = [(str(score.seed), score.scores) for score in scores]
     names = list(scores[0].scores)
-    width = max(len("median"), *(len(str(score.seed)) for score in scores))
-    lines = [" ".join(["seed".ljust(width), *(name.rjust(10) for name in names)])]
-    for score in scores:
-        values = (f"{score.scores[name]:.4f}".rjust(max(10, len(name))) for name in names)
-        lines.append(" ".join([str(score.seed).ljust(width), *values]))
     if len(scores) > 1:
         for label, function in (("mean", statistics.mean), ("median", statistics.median)):
-            values = (
-                f"{function([s.scores[name] for s in scores]):.4f}".rjust(max(10, len(name)))
-                for name in names
-            )
-            lines.append(" ".join([label.ljust(width), *values]))
+            rows.append((label, {n: function([s.scores[n] for s in scores]) for n in names}))
+    if majority := read_json(out / RESULTS)["data"].get(MAJORITY):
+        rows.append((MAJORITY, majority))
+    width = max(len(label) for label, _ in rows)
+    lines = [" ".join(["seed".ljust(width), *(name.rjust(10) for name in names)])]
+    for label, values in rows:
+        cells = (f"{values[name]:.4f}".rjust(max(10, len(name))) for name in names)
+        lines.append(" ".join([label.ljust(width), *cells]))
     return "\n".join([*lines, f"model: {out / MODEL}", f"all else: {out / RESULTS}", ""])
 
 

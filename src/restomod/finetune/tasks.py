@@ -15,10 +15,16 @@ from transformers import Trainer, TrainingArguments
 
 from restomod.finetune.backbone import limit, load_backbone, load_own_tokenizer
 from restomod.finetune.classifier import Classifier, save_classifier
-from restomod.finetune.config import METRICS, FinetuneConfig
+from restomod.finetune.config import MAJORITY, METRICS, FinetuneConfig
 from restomod.finetune.data import load_tables
 from restomod.finetune.examples import Example, make_examples, pack, warn_of_template
-from restomod.finetune.metrics import has_entities, number_scores, text_scores, word_scores
+from restomod.finetune.metrics import (
+    has_entities,
+    majority_scores,
+    number_scores,
+    text_scores,
+    word_scores,
+)
 from restomod.finetune.trainer import Scores, training_arguments
 from restomod.vectors.texts import Pooling
 
@@ -67,6 +73,8 @@ class ClassifierTask:
             validation["words"] = len(firsts)
             validation["words_without_token"] = int((firsts < 0).sum())
         self.facts = {"train": train, "validation": validation, "labels": self.data.names}
+        if self.data.names:
+            self.facts[MAJORITY] = majority_scores(self.data)
 
     def trainer(self, folder: Path, seed: int) -> Trainer:
         """Return what trains a fresh classifier."""

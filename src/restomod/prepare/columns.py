@@ -44,7 +44,7 @@ def column_records(piece: Piece, reading: Reading) -> Iterator[Record]:
                 return
             for batch in batches(list(reading.text_fields)):
                 batch.validate()
-                columns = [as_bytes(_column(batch, name)) for name in reading.text_fields]
+                columns = [as_bytes(column_of(batch, name)) for name in reading.text_fields]
                 for values in zip(*columns, strict=True):
                     row += 1
                     yield _row(row, values, reading)
@@ -115,7 +115,7 @@ def wrong_column(schema: Any, fields: tuple[str, ...]) -> tuple[str, str] | None
     import pyarrow as pa
 
     for name in fields:
-        kind = _type(schema, name)
+        kind = type_of(schema, name)
         if kind is None:
             known = ", ".join(schema.names[:10])
             return "missing_field", f"no column {name!r} among: {known}"
@@ -126,7 +126,7 @@ def wrong_column(schema: Any, fields: tuple[str, ...]) -> tuple[str, str] | None
     return None
 
 
-def _type(schema: Any, name: str) -> Any:
+def type_of(schema: Any, name: str) -> Any:
     """Return a column's type, or that of a field inside one; None if there is none."""
     import pyarrow as pa
 
@@ -143,7 +143,8 @@ def _type(schema: Any, name: str) -> Any:
     return kind
 
 
-def _column(batch: Any, name: str) -> Any:
+def column_of(batch: Any, name: str) -> Any:
+    """Return a column, or a field inside one."""
     import pyarrow.compute as pc
 
     if name in batch.schema.names:

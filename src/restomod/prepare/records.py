@@ -55,7 +55,7 @@ def choose_fields(record: Any, fields: Sequence[str]) -> tuple[str, str, str]:
         return "", "not_an_object", f"holds a {type(record).__name__}"
     texts = []
     for name in fields:
-        found, value = _look_up(record, name)
+        found, value = look_up(record, name)
         if not found:
             known = ", ".join(list(record)[:10])
             return "", "missing_field", f"no field {name!r} among: {known}"
@@ -65,7 +65,7 @@ def choose_fields(record: Any, fields: Sequence[str]) -> tuple[str, str, str]:
     return FIELD_SEPARATOR.join(texts), "", ""
 
 
-def _look_up(record: dict[str, Any], name: str) -> tuple[bool, Any]:
+def look_up(record: dict[str, Any], name: str) -> tuple[bool, Any]:
     """Return whether there is a field, and its value; the name as it stands goes before a path."""
     if name in record:
         return True, record[name]

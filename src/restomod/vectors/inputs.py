@@ -18,11 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from restomod.errors import UserError
-from restomod.prepare.columns import ROWS_AT_ONCE, as_bytes, wrong_column
+from restomod.prepare.columns import ROWS_AT_ONCE, as_bytes, column_of, type_of, wrong_column
 from restomod.prepare.files import InputFile, find_files, open_file
 from restomod.prepare.pieces import Piece
 from restomod.prepare.readers import encodable, lines
-from restomod.prepare.records import BROKEN_FILE, UNREADABLE_FILE, Reading, Record, decode
+from restomod.prepare.records import (
+    BROKEN_FILE,
+    UNREADABLE_FILE,
+    Reading,
+    Record,
+    decode,
+    look_up,
+)
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +51,7 @@ class Rows(NamedTuple):
 
 @dataclass
 class Columns:
-    """What is read of each row."""
+    """What is read of each row: columns, or fields inside them, as in meta.title."""
 
     text: str
     kept: Sequence[str] = ()
@@ -132,15 +139,14 @@ class _Parquet:
             raise UserError(f"{file.path}: cannot be read as Parquet: {_brief(error)}") from None
         schema = self._file.schema_arrow
         for name in (columns.text, *columns.kept):
-            if name not in schema.names:
+            if type_of(schema, name) is None:
                 raise _no_column(file.path, name, schema.names)
         if wrong := wrong_column(schema, (columns.text,)):
             raise UserError(f"{file.path}: {wrong[1]}; --text-column names the one with texts")
         for name, kind in zip(columns.kept, columns.types, strict=False):
-            if schema.field(name).type != kind:
+            if (found := type_of(schema, name)) != kind:
                 raise UserError(
-                    f"{file.path}: {name!r} holds {schema.field(name).type}, and {kind} in the "
-                    "first file"
+                    f"{file.path}: {name!r} holds {found}, and {kind} in the first file"
                 )
         self.rows: int = self._file.metadata.num_rows
         self._position = 0
@@ -149,7 +155,7 @@ class _Parquet:
 
     def types(self) -> list[pa.DataType] | None:
         """Return the types of the kept columns; None of a file without rows."""
-        kept = [self._file.schema_arrow.field(name).type for name in self._columns.kept]
+        kept = [type_of(self._file.schema_arrow, name) for name in self._columns.kept]
         return kept if self.rows else None
 
     def skip(self, count: int) -> int:
@@ -190,7 +196,8 @@ class _Parquet:
         for batch in self._file.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=names):
             batch.validate()
             if row < len(batch):
-                yield batch.select(names).slice(row)
+                columns = [column_of(batch, name) for name in names]
+                yield pa.RecordBatch.from_arrays(columns, names).slice(row)
             row = max(0, row - len(batch))
 
     def _text(self, number: int, value: bytes | None) -> str | None:
@@ -215,9 +222,9 @@ class _Lines:
         for record in self._checked():
             if (row := _object(record)) is not None:
                 for name in (self._columns.text, *self._columns.kept):
-                    if name not in row:
+                    if not look_up(row, name)[0]:
                         raise _no_column(f"{self._path}, line {record.number}", name, list(row))
-                return [_type_of(row[name]) for name in self._columns.kept]
+                return [_type_of(look_up(row, name)[1]) for name in self._columns.kept]
         return None
 
     def skip(self, count: int) -> int:
@@ -230,7 +237,7 @@ class _Lines:
         for _, record in zip(range(count), self._checked(), strict=False):
             place = f"{self._path}, line {record.number}"
             row = _object(record)
-            text = (row or {}).get(self._columns.text)
+            text = look_up(row or {}, self._columns.text)[1]
             if not isinstance(text, str):
                 null = "null" if text is None else "no string"
                 self._complain(place, "no JSON object" if row is None else null)
@@ -239,7 +246,7 @@ class _Lines:
             for values, name, kind in zip(
                 kept, self._columns.kept, self._columns.types, strict=True
             ):
-                values.append(_value(place, name, (row or {}).get(name), kind))
+                values.append(_value(place, name, look_up(row or {}, name)[1], kind))
         arrays = [pa.array(v, kind) for v, kind in zip(kept, self._columns.types, strict=True)]
         return Rows(texts, arrays)
 

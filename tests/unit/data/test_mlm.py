@@ -92,7 +92,7 @@ class Draws:
 
     def integers(self, high, size):
         assert high == V - len(SPECIAL)
-        return np.full(size, 7)
+        return np.full(size, 20)
 
 
 @pytest.mark.parametrize("whole_word", [False, True])
@@ -105,7 +105,7 @@ def test_a_draw_that_equals_a_bound_is_beyond_it(whole_word):
     tokens = np.array([11, 12, 13, 14])
     inputs, positions = Masker(config, Vocabulary())(tokens, Draws(*draws), 0.5)
     assert positions.tolist() == [0, 1, 2]
-    assert inputs.tolist() == [MASK, 7 + len(SPECIAL), 13, 14]
+    assert inputs.tolist() == [MASK, 20 + len(SPECIAL), 13, 14]
     config.random_share = 0.0
     inputs, positions = Masker(config, Vocabulary())(tokens, Draws(*draws), 0.5)
     assert positions.tolist() == [0, 1, 2]

@@ -3,7 +3,14 @@ import pytest
 import torch
 
 from restomod.finetune.examples import Example, Examples
-from restomod.finetune.metrics import entities, entity_f1, number_scores, text_scores, word_scores
+from restomod.finetune.metrics import (
+    entities,
+    entity_f1,
+    majority_scores,
+    number_scores,
+    text_scores,
+    word_scores,
+)
 
 
 def test_entities_are_counted_as_conll_does():
@@ -25,6 +32,23 @@ def test_words_without_a_token_are_counted_with_the_most_frequent_tag():
     scores = word_scores(data, logits)
     assert scores["accuracy"] == 0.75  # the third word is taken for O
     assert scores["entity_f1"] == pytest.approx(2 * 1 / 3)
+
+
+def test_the_majority_is_trainings_most_frequent_class():
+    """Whatever the validation set has most of."""
+    train = [Example(np.arange(2), np.array([n])) for n in (2, 0, 2, 1)]
+    validation = [Example(np.arange(2), np.array([n])) for n in (0, 0, 2)]
+    scores = majority_scores(Examples(train, validation, ["a", "b", "c"]))
+    assert scores["accuracy"] == pytest.approx(1 / 3)
+    assert scores["matthews"] == 0
+    train = [Example(np.arange(4), np.array([1, 1, 0]), np.array([0, 1, 2]))]
+    validation = [
+        Example(np.arange(4), np.array([0, 1, 1]), np.array([0, 1, -1])),
+        Example(np.arange(4), np.array([0]), np.array([-1])),
+    ]
+    scores = majority_scores(Examples(train, validation, ["B-X", "O"]))
+    assert scores["accuracy"] == 0.5
+    assert scores["entity_f1"] == 0
 
 
 def test_scores_of_texts_and_numbers():

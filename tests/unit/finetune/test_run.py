@@ -41,11 +41,14 @@ def test_what_is_done_is_told_without_training_and_other_settings_are_refused(tm
     scores = [run.Score(n, "accuracy", n / 10, {"accuracy": n / 10}) for n in (1, 2, 3)]
     begun = {"config": run._plain(config), "source": "gone", "data_digest": "a"}
     (tmp_path / "config.json").write_text(json.dumps(begun))
-    (tmp_path / "results.json").write_text(json.dumps({"seeds": [vars(s) for s in scores]}))
+    (tmp_path / "results.json").write_text(
+        json.dumps({"seeds": [vars(s) for s in scores], "data": {"majority": {"accuracy": 0.0625}}})
+    )
     assert run.finetune(config, Interrupts()) == [scores[1], scores[0]]
     text = run.describe(config, [scores[1], scores[0]])
     assert text.splitlines()[1].split() == ["2", "0.2000"]
-    assert "mean       0.1500" in text
+    assert "mean         0.1500" in text
+    assert "majority     0.0625" in text
     config.training.lr = 1.0
     with pytest.raises(UserError, match=r"training.lr was 8e-05, is 1.0. Name another `out`"):
         run.finetune(config, Interrupts())

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from restomod.errors import UserError
 from restomod.vectors.inputs import Columns, Reader
 
 
@@ -52,3 +53,29 @@ def test_rows_are_counted_where_files_say(folder):
     assert (
         Reader([str(folder / "a.parquet"), str(folder / "b.parquet")], Columns("text")).rows == 1100
     )
+
+
+def test_fields_inside_columns_are_read_by_their_path(tmp_path):
+    rows = [
+        {"meta": {"title": f"title {n}", "deep": {"id": n}}, "a.b": f"flat {n}"} for n in range(5)
+    ]
+    rows[3]["meta"] = None
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "1.parquet")
+    (tmp_path / "2.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = Columns("meta.title", ("meta.deep.id", "a.b", "meta.title"))
+    reader = Reader([str(tmp_path)], columns)
+    assert columns.types == [pa.int64(), pa.string(), pa.string()]
+    assert reader.skip(1) == 1
+    texts, kept = [], []
+    for taken in reader.take(99):
+        texts += taken.texts
+        kept += zip(*(column.to_pylist() for column in taken.kept), strict=True)
+    titles = [None if n == 3 else f"title {n}" for n in range(5)]
+    assert texts == [*titles[1:], *titles]
+    ids = [None if n == 3 else n for n in range(5)]
+    whole = list(zip(ids, [f"flat {n}" for n in range(5)], titles, strict=True))
+    assert kept == [*whole[1:], *whole]
+    for absent in ("meta.author", "meta.title.more", "title"):
+        for name in ("1.parquet", "2.jsonl"):
+            with pytest.raises(UserError, match=f"has no column '{absent}'; there are: meta, a.b"):
+                Reader([str(tmp_path / name)], Columns(absent))
