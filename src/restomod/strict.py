@@ -61,7 +61,7 @@ def load_strict(
     try:
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        raise _unresolved(error, places) from error
+        raise _named(error, places, "the recipe", "does not resolve: ") from error
     return _checked(plain, schema, impossible, places)
 
 
@@ -108,10 +108,10 @@ def _clash(old: Any, new: Any, key: str = "") -> str:
     return key if both and type(old) is not type(new) else ""
 
 
-def _unresolved(error: Any, places: Places, path: str | Path = "the recipe") -> UserError:
+def _named(error: Any, places: Places, path: str | Path, what: str = "") -> UserError:
     """Return what an error of OmegaConf says, with its key and place, or else the file."""
     key = re.sub(r"\[(\w+)\]", r".\1", error.full_key or "").lstrip(".")
-    return UserError(f"{place(key, places)}{key or path}: {str(error).splitlines()[0]}")
+    return UserError(f"{place(key, places)}{key or path}: {what}{str(error).splitlines()[0]}")
 
 
 def _checked(
@@ -159,7 +159,7 @@ def _read_yaml(path: Path, places: Places) -> Any:
         _note_places(node, "", str(path), places)
     except OmegaConfBaseException as error:
         _note_places(node, "", str(path), places)
-        raise _unresolved(error, places, path) from error
+        raise _named(error, places, path) from error
     except RecursionError as error:
         raise UserError(f"{path}: is nested too deeply to be read") from error
     except yaml.YAMLError as error:

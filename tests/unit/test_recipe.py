@@ -142,7 +142,7 @@ def test_a_mapping_adds_to_what_is_there_and_an_empty_one_empties_it(good):
         ("seed=!!int", "command line: `seed=!!int`: the value is not valid YAML"),
         ("seed=!!float x", "command line: `seed=!!float x`: the value is not valid YAML"),
         ("seed=!!binary aGk=", "seed: b'hi' is bytes, a whole number is expected"),
-        ("seed=${nothing}", "command line: seed: Interpolation key 'nothing' not found"),
+        ("seed=${nothing}", "command line: seed: does not resolve: Interpolation key 'no"),
         ("nonsense", "`nonsense` is not an override; write key=value"),
     ],
 )
@@ -172,7 +172,7 @@ def test_mistakes_in_a_file_carry_file_and_line(good):
         (f"a: 1\nb: {5000 * '9'}\n", ": b is not what its YAML tag says"),
         ("a:\n  b: !!set {x}\n", ":2: a.b: Value 'set' is not a supported"),
         ("a:\n  - b: ${\n", ":2: a.0.b: no viable alternative"),
-        ("a:\n  - b: ${nothing}\n", ":2: a.0.b: Interpolation key 'nothing' not found"),
+        ("a:\n  - b: ${nothing}\n", ":2: a.0.b: does not resolve: Interpolation key"),
         ("null: 1\n", ": Incompatible key type"),
         ("data: {streams: {1: {path: x}}}", ":1: data.streams.1: this key is whole number"),
     ],
