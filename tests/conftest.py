@@ -3,6 +3,7 @@ anew."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -191,7 +192,8 @@ class Trainings:
             while ranks[0].is_alive() and not kill_when():
                 time.sleep(0.005)
             for n in to or range(world_size):
-                os.kill(ranks[n].pid, send)
+                with contextlib.suppress(ProcessLookupError):  # of one that has just ended
+                    os.kill(ranks[n].pid, send)
         for rank in ranks:
             rank.join(timeout=300)
         codes = [rank.exitcode for rank in ranks]

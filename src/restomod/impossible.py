@@ -6,25 +6,30 @@ for each section. `recipe.py` calls it. Imports no torch.
 
 from __future__ import annotations
 
-import difflib
 import re
 
 from restomod import extensions
 from restomod.config import (
     ALERTS,
     CardConfig,
-    DataConfig,
-    MaskConfig,
     OptimizerConfig,
-    PhaseConfig,
     Recipe,
 )
+from restomod.impossible_phase import RATES, is_rate, phase_problems
 from restomod.units import parse_duration, parse_slots
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+"""W&B's identifiers and names of files have no more than 128 characters."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FORK = re.compile(r"(.+)@([0-9]+)")
 """RUN@STEP."""
+MOST_LANES = 1 << 20
+MOST_SECONDS = 10**9
+LARGEST = {"layers": 1000, "hidden_size": 1 << 16, "intermediate_size": 1 << 20, "heads": 1 << 14,
+           "local_window": 1 << 20}  # fmt: skip
+"""Of a model: far beyond what anybody trains."""
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
 CARD = {
     "licence": (re.compile(r"|[a-z0-9][a-z0-9.-]*"), "apache-2.0, mit, other, ..."),
     "language": (re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|code|multilingual"), "en, de, code, ..."),
@@ -66,13 +71,23 @@ def _run(recipe: Recipe) -> Problems:
     bad.require(
         bool(NAME.fullmatch(recipe.run_name)),
         "run_name",
-        f"{recipe.run_name!r}: use letters, digits, `.`, `_` and `-`, a letter or digit first",
+        f"{recipe.run_name!r}: use letters, digits, `.`, `_` and `-`, a letter or digit first, at "
+        "most 128",
     )
     bad.require(0 <= recipe.seed < 2**63, "seed", "must lie in 0 .. 2^63 - 1")
     bad.require(
         bool(recipe.tokenizer), "tokenizer", "is missing: a tokenizer.json or a folder with one"
     )
+    for key in ("runs_dir", "cache_dir", "tokenizer"):
+        bad.require(_is_path(getattr(recipe, key)), key, PATHS)
     return bad
+
+
+PATHS = f"no name of a file or folder has more than {LONGEST_NAME} bytes, no path 4,000"
+
+
+def _is_path(text: str) -> bool:
+    return len(text) < 4000 and all(len(p.encode()) <= LONGEST_NAME for p in text.split("/"))
 
 
 def _model(recipe: Recipe) -> Problems:
@@ -80,6 +95,8 @@ def _model(recipe: Recipe) -> Problems:
     model = recipe.model
     for name in ("layers", "hidden_size", "heads", "intermediate_size", "global_every"):
         bad.require(getattr(model, name) > 0, f"model.{name}", "must be positive")
+    for name, most in LARGEST.items():
+        bad.require(getattr(model, name) <= most, f"model.{name}", f"must be at most {most:,}")
     if model.heads > 0 and model.hidden_size > 0:
         bad.require(
             model.hidden_size % (2 * model.heads) == 0,
@@ -117,7 +134,7 @@ def _model(recipe: Recipe) -> Problems:
         "init.log_unigram_bias",
         "would replace the decoder's bias of init.weights",
     )
-    bad.require(model.norm_eps > 0, "model.norm_eps", "must be positive")
+    bad.require(0 < model.norm_eps < 1, "model.norm_eps", "must lie in (0, 1)")
     bad.require(0 <= model.attention_dropout < 1, "model.attention_dropout", "must lie in [0, 1)")
     return bad
 
@@ -150,13 +167,13 @@ def _compute(recipe: Recipe) -> Problems:
 def _optimizer(recipe: Recipe) -> Problems:
     bad = Problems()
     optimizer = recipe.optimizer
-    bad.require(optimizer.lr > 0, "optimizer.lr", f"{optimizer.lr}: must be positive")
+    bad.require(is_rate(optimizer.lr, recipe), "optimizer.lr", f"{optimizer.lr}: {RATES}")
     bad.require(
         len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas),
         "optimizer.betas",
         f"{optimizer.betas}: two numbers in [0, 1)",
     )
-    bad.require(optimizer.eps > 0, "optimizer.eps", "must be positive")
+    bad.require(0 < optimizer.eps < 1, "optimizer.eps", "must lie in (0, 1)")
     bad.require(0 <= optimizer.weight_decay < 1, "optimizer.weight_decay", "must lie in [0, 1)")
     bad.require(
         0 <= optimizer.momentum < 1,
@@ -194,17 +211,24 @@ def _data(recipe: Recipe) -> Problems:
     bad.require(bool(data.streams), "data.streams", "is missing: name at least one data set")
     for name in ("lanes", "buffer_rows", "tokens_per_document_min"):
         bad.require(getattr(data, name) > 0, f"data.{name}", "must be positive")
+    bad.require(data.lanes <= MOST_LANES, "data.lanes", f"at most {MOST_LANES:,} can be")
     for name in ("shuffle_block_documents", "shuffle_shards"):
         bad.require(getattr(data, name) > 0, f"data.{name}", "must be positive")
     for name in ("shards_open_per_rank", "cache_limit_gb", "download_attempts"):
         bad.require(getattr(data, name) > 0, f"data.{name}", "must be positive")
-    bad.require(data.download_timeout_s > 0, "data.download_timeout_s", "must be positive")
+    bad.require(
+        0 < data.download_timeout_s <= 1e6,
+        "data.download_timeout_s",
+        "must be positive, and at most a million",
+    )
     bad.require(data.workers >= 0, "data.workers", "must not be negative")
     bad.require(data.skip_shorter_than >= 0, "data.skip_shorter_than", "must not be negative")
     for section, streams in (("data", data.streams), ("evaluation", recipe.evaluation.streams)):
         for name, stream in streams.items():
             key = f"{section}.streams.{name}"
             bad.require(bool(stream.path or stream.source), f"{key}.path", "is missing")
+            for of_folders in ("path", "local"):
+                bad.require(_is_path(getattr(stream, of_folders)), f"{key}.{of_folders}", PATHS)
             bad.require(
                 not (stream.path and stream.source),
                 f"{key}.source",
@@ -228,7 +252,12 @@ def _phases(recipe: Recipe) -> Problems:
         bad.require(
             names.index(phase.name) == n, f"phases.{n}.name", f"{phase.name!r} is there twice"
         )
-        for key, reason in _phase(phase, recipe.data):
+        bad.require(
+            bool(NAME.fullmatch(phase.name)) and not phase.name.isdigit(),
+            f"phases.{n}.name",
+            f"{phase.name!r}: use letters, digits, `.`, `_` and `-`",
+        )
+        for key, reason in phase_problems(phase, recipe):
             bad.append((f"phases.{n}.{key}", reason))
     return bad
 
@@ -332,6 +361,8 @@ def _faults(recipe: Recipe) -> list[tuple[str, str]]:
         try:
             if parse_duration(text) < least:
                 bad.append((key, f"{text}: must be at least {least:g} s"))
+            if parse_duration(text) > MOST_SECONDS:
+                bad.append((key, f"{text}: must be at most {MOST_SECONDS:,} s"))
         except ValueError as error:
             bad.append((key, str(error)))
     spikes = faults.spikes
@@ -367,126 +398,4 @@ def _checkpoints(recipe: Recipe) -> list[tuple[str, str]]:
             bad.append((f"checkpoint.{key}", "must not be negative"))
         elif getattr(checkpoint, key) and not recipe.evaluation.streams:
             bad.append((f"checkpoint.{key}", "needs evaluation.streams, to tell which are best"))
-    return bad
-
-
-def _rates(mask: MaskConfig, phase_slots: int) -> list[tuple[str, str]]:
-    bad = []
-    if not 0 < mask.rate < 1:
-        bad.append(("mask.rate", f"{mask.rate}: must lie in (0, 1)"))
-    before = 0
-    for n, step in enumerate(mask.later):
-        if not 0 < step.rate < 1:
-            bad.append((f"mask.later.{n}.rate", f"{step.rate}: must lie in (0, 1)"))
-        try:
-            at = parse_slots(step.at)
-        except ValueError as error:
-            bad.append((f"mask.later.{n}.at", str(error)))
-            continue
-        if at <= before:
-            bad.append((f"mask.later.{n}.at", f"{step.at}: must lie behind the step before it"))
-        elif phase_slots and at > phase_slots:
-            bad.append((f"mask.later.{n}.at", f"{step.at}: the phase ends before it"))
-        before = at
-    return bad
-
-
-def _batches(phase: PhaseConfig, phase_slots: int, warmup_slots: int) -> list[tuple[str, str]]:
-    bad = []
-    warmup = phase.batch_warmup
-    if not 0 < warmup.first_rows < phase.batch_rows:
-        bad.append(
-            ("batch_warmup.first_rows", f"{warmup.first_rows}: must lie in 1 .. batch_rows - 1")
-        )
-    if warmup.increment_rows <= 0:
-        bad.append(("batch_warmup.increment_rows", "must be positive"))
-    if not bad and warmup_slots >= phase_slots > 0:
-        bad.append(("batch_warmup.slots", f"{warmup.slots}: the phase ends before it"))
-    if not bad and 0 < phase_slots < phase.batches.warmup_rows * phase.row_tokens:
-        least = sum(phase.batches.warmup) * phase.row_tokens
-        bad.append(
-            (
-                "batch_warmup",
-                f"a step of each of its {len(phase.batches.warmup)} sizes takes {least:,} slots, "
-                "more than the phase has; use larger increment_rows",
-            )
-        )
-    return bad
-
-
-def _phase(phase: PhaseConfig, data: DataConfig) -> list[tuple[str, str]]:
-    bad: list[tuple[str, str]] = []
-    slots = {}
-    for key, text in (
-        ("slots", phase.slots),
-        ("schedule.warmup", phase.schedule.warmup),
-        ("schedule.decay", phase.schedule.decay),
-        ("batch_warmup.slots", phase.batch_warmup.slots),
-    ):
-        try:
-            slots[key] = parse_slots(text)
-        except ValueError as error:
-            bad.append((key, str(error)))
-    if not NAME.fullmatch(phase.name) or phase.name.isdigit():
-        bad.append(("name", f"{phase.name!r}: use letters, digits, `.`, `_` and `-`"))
-    if slots.get("slots") == 0:
-        bad.append(("slots", "is missing: the phase's length, for instance 50B"))
-    for key in ("batch_rows", "micro_batch_rows"):
-        if getattr(phase, key) <= 0:
-            bad.append((key, "must be positive"))
-    if phase.sequence_length < 3:
-        bad.append(("sequence_length", "must hold [CLS], a token and [SEP]: at least 3"))
-    if phase.row_tokens < phase.sequence_length:
-        bad.append(
-            (
-                "row_tokens",
-                f"{phase.row_tokens} is less than sequence_length {phase.sequence_length}",
-            )
-        )
-    elif phase.row_tokens // data.tokens_per_document_min < 1 <= data.tokens_per_document_min:
-        bad.append(("row_tokens", "is less than data.tokens_per_document_min"))
-    for key in ("rope_base_global", "rope_base_local"):
-        if getattr(phase, key) <= 0:
-            bad.append((key, "must be positive"))
-    if phase.lr is not None and phase.lr <= 0:
-        bad.append(("lr", f"{phase.lr}: must be positive"))
-    if phase.weight_decay is not None and not 0 <= phase.weight_decay < 1:
-        bad.append(("weight_decay", f"{phase.weight_decay}: must lie in [0, 1)"))
-    if phase.z_loss < 0:
-        bad.append(("z_loss", "must not be negative"))
-    if not phase.mixture:
-        bad.append(("mixture", "is missing: what is drawn of each stream"))
-    for name, share in phase.mixture.items():
-        if name not in data.streams:
-            near = difflib.get_close_matches(name, data.streams, n=1, cutoff=0)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            bad.append((f"mixture.{name}", f"no such stream in data.streams{hint}"))
-        if share < 0:
-            bad.append((f"mixture.{name}", f"{share}: must not be negative"))
-    if phase.mixture_by == "choose" and any(n != int(n) for n in phase.mixture.values()):
-        bad.append(("mixture", "documents are chosen in whole numbers"))
-    if phase.mixture and sum(phase.mixture.values()) <= 0:
-        bad.append(("mixture", "at least one share must be positive"))
-    mask = phase.mask
-    bad += _rates(mask, slots.get("slots", 0))
-    if min(mask.mask_share, mask.random_share) < 0 or mask.mask_share + mask.random_share > 1:
-        bad.append(
-            ("mask.mask_share", "mask_share and random_share lie in [0, 1] and add up to <= 1")
-        )
-    schedule = phase.schedule
-    if slots.get("batch_warmup.slots"):
-        bad += _batches(phase, slots.get("slots", 0), slots["batch_warmup.slots"])
-    elif phase.batch_warmup.first_rows or phase.batch_warmup.increment_rows:
-        bad.append(("batch_warmup.slots", "is missing: the slots that the smaller batches take"))
-    if {"slots", "schedule.warmup", "schedule.decay"} <= slots.keys() and (
-        slots["schedule.warmup"] + slots["schedule.decay"] > slots["slots"]
-    ):
-        bad.append(
-            (
-                "schedule",
-                f"warmup {schedule.warmup} and decay {schedule.decay} exceed {phase.slots}",
-            )
-        )
-    if not 0 <= schedule.final_factor <= 1:
-        bad.append(("schedule.final_factor", "must lie in [0, 1]"))
     return bad

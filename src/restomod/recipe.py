@@ -15,7 +15,7 @@ from typing import Any
 from restomod.config import Recipe
 from restomod.errors import UserError
 from restomod.impossible import impossible
-from restomod.strict import load_strict
+from restomod.strict import escaped, load_strict
 from restomod.units import counted
 
 
@@ -88,7 +88,7 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe as YAML."""
     import yaml
 
-    path.write_text(yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False))
+    path.write_text(yaml.safe_dump(escaped(dataclasses.asdict(recipe)), sort_keys=False))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

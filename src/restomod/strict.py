@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import io
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -31,6 +32,13 @@ KINDS = {
 }
 """What a file is, by a key that only such files have."""
 
+DEEPEST = 50
+"""Levels of keys in a file; no schema has so many."""
+LARGEST, SMALLEST = 3.4e38, 1.2e-38
+"""Of numbers: what float32 holds."""
+MISSING = "???"
+"""What OmegaConf takes for a value that is yet to be given."""
+
 
 def load_strict(
     paths: list[str | Path],
@@ -50,14 +58,19 @@ def load_strict(
     merged: Any = OmegaConf.create({})
     for path in paths:
         tree = _read_yaml(Path(path), places)
+        if clash := _clash(OmegaConf.to_container(merged), OmegaConf.to_container(tree)):
+            raise UserError(
+                f"{place(clash, places)}{clash}: a list and a mapping do not merge with what an "
+                "earlier file says; write the whole value as that file does"
+            )
         merged = OmegaConf.merge(merged, tree)
+    for override in overrides:
+        _override(merged, override, places)
     try:
-        for override in overrides:
-            _override(merged, override, places)
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"the recipe does not resolve: {str(error).splitlines()[0]}") from error
-    return _checked(plain, plain, schema, impossible, places)
+        raise _named(error, places, "the recipe", "does not resolve: ") from error
+    return _checked(plain, schema, impossible, places)
 
 
 def check_options(options: dict[str, Any], kind: type) -> list[tuple[str, str]]:
@@ -82,27 +95,40 @@ def load_verbatim(
 
     places: Places = {}
     plain = OmegaConf.to_container(_read_yaml(Path(path), places))
-    return _checked(plain, _escaped(plain), schema, impossible, places)
+    return _checked(plain, schema, impossible, places)
 
 
-def _escaped(value: Any) -> Any:
-    """Return a tree of which OmegaConf resolves nothing."""
+def escaped(value: Any) -> Any:
+    """Return a tree of which OmegaConf resolves nothing, and gives back what `value` is."""
     if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
+        return {key: escaped(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_escaped(item) for item in value]
-    return value.replace("${", "\\${") if isinstance(value, str) else value
+        return [escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def _clash(old: Any, new: Any, key: str = "") -> str:
+    """Return the key at which a list meets a mapping, which OmegaConf does not name."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        below = (_clash(old[k], new[k], f"{key}.{k}".lstrip(".")) for k in old.keys() & new.keys())
+        return next(filter(None, below), "")
+    both = isinstance(old, dict | list) and isinstance(new, dict | list)
+    return key if both and type(old) is not type(new) else ""
+
+
+def _named(error: Any, places: Places, path: str | Path, what: str = "") -> UserError:
+    """Return what an error of OmegaConf says, with its key and place, or else the file."""
+    key = re.sub(r"\[(\w+)\]", r".\1", error.full_key or "").lstrip(".")
+    return UserError(f"{place(key, places)}{key or path}: {what}{str(error).splitlines()[0]}")
 
 
 def _checked(
     plain: Any,
-    given: Any,
     schema: type[Schema],
     impossible: Callable[[Schema], list[tuple[str, str]]],
     places: Places,
 ) -> Schema:
-    """Return the schema of a plain tree, `given` as OmegaConf takes it; raise UserError listing
-    what is wrong."""
+    """Return the schema of a plain tree; raise UserError listing what is wrong."""
     from omegaconf import OmegaConf
 
     _refuse_other_kind(plain, schema, places)
@@ -111,7 +137,7 @@ def _checked(
     if problems:
         raise UserError("\n".join(problems))
     loaded: Schema = OmegaConf.to_object(  # type: ignore[assignment]
-        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(given))
+        OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(escaped(plain)))
     )
     problems = [f"{place(key, places)}{key}: {problem}" for key, problem in impossible(loaded)]
     if problems:
@@ -152,22 +178,46 @@ def _read_yaml(path: Path, places: Places) -> Any:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None and not isinstance(node, yaml.MappingNode):
             raise UserError(f"{path}:1: a recipe is a mapping of keys to values")
-        tree = OmegaConf.load(path)
+        tree = OmegaConf.load(io.StringIO(text))
+        _note_places(node, "", str(path), places)
     except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
+        _note_places(node, "", str(path), places)
+        raise _named(error, places, path) from error
+    except RecursionError as error:
+        raise UserError(f"{path}: is nested too deeply to be read") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         hint = "" if path.suffix in (".yaml", ".yml") else "; the command takes YAML files"
         raise UserError(f"{path}{where}: is not valid YAML: {reason}{hint}") from error
-    _note_places(node, "", str(path), places)
+    except (ValueError, LookupError, AttributeError) as error:  # of a tag, or 4,300 digits
+        raise UserError(
+            f"{path}: {_unreadable(node) or 'a value'} is not what its YAML tag says: {error}"
+        ) from error
     return tree
+
+
+def _unreadable(node: Any, key: str = "") -> str:
+    """Return the key of the first value that YAML itself cannot make."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            yaml.SafeLoader("").construct_object(node)
+        except (ValueError, LookupError, AttributeError):
+            return key
+        return ""
+    named = isinstance(node, yaml.MappingNode)
+    items = [(k.value, v) for k, v in node.value] if named else enumerate(node.value)
+    return next(filter(None, (_unreadable(v, f"{key}.{k}".lstrip(".")) for k, v in items)), "")
 
 
 def _note_places(node: Any, prefix: str, path: str, places: Places) -> None:
     import yaml
 
+    if prefix.count(".") > DEEPEST:
+        raise RecursionError
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             dotted = f"{prefix}.{key.value}" if prefix else str(key.value)
@@ -184,27 +234,31 @@ def _override(merged: Any, override: str, places: Places) -> None:
     mapping adds to what is there, an empty one empties it."""
     import yaml
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"command line: `{override}` is not an override; write key=value")
     parts = key.split(".")
-    items = merged.get(parts[0])
-    if OmegaConf.is_list(items) and len(parts) > 1:
-        names = [str(item.get("name", "")) if OmegaConf.is_dict(item) else "" for item in items]
-        if parts[1] in names:
-            parts[1] = str(names.index(parts[1]))
-        elif not parts[1].isdigit() or int(parts[1]) >= len(names):
-            there = ", ".join(filter(None, names)) or f"0 to {len(names) - 1}"
-            raise UserError(
-                f"command line: `{key}`: {parts[0]} holds no {parts[1]}; there is {there}"
-            )
     try:
-        value = OmegaConf.from_dotlist([f"value={text}"])["value"] if text else ""
-    except yaml.YAMLError as error:
+        items = merged.get(parts[0])
+        if OmegaConf.is_list(items) and len(parts) > 1:
+            names = [str(item.get("name", "")) if OmegaConf.is_dict(item) else "" for item in items]
+            if parts[1] in names:
+                parts[1] = str(names.index(parts[1]))
+            elif not (parts[1].isascii() and parts[1].isdigit()) or int(parts[1]) >= len(names):
+                there = ", ".join(filter(None, names)) or f"0 to {len(names) - 1}"
+                raise UserError(
+                    f"command line: `{key}`: {parts[0]} holds no {parts[1]}; there is {there}"
+                )
+        given: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+        value = given["value"] if text else ""
+        merges = isinstance(value, dict) and bool(value)
+        OmegaConf.update(merged, ".".join(parts), value, force_add=True, merge=merges)
+    except OmegaConfBaseException as error:
+        raise UserError(f"command line: `{override}`: {str(error).splitlines()[0]}") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise UserError(f"command line: `{override}`: the value is not valid YAML") from error
-    empties = OmegaConf.is_dict(value) and not value
-    OmegaConf.update(merged, ".".join(parts), value, force_add=True, merge=not empties)
     places[".".join(parts)] = "command line"
 
 
@@ -219,7 +273,7 @@ def place(key: str, places: Places) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false"}
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "true/false", bytes: "bytes"}
     number = "a whole number" if isinstance(value, int) else "a number"
     return "nothing" if value is None else names.get(type(value), number)
 
@@ -234,6 +288,8 @@ def _check_type(
             f"{place(key, places)}{key}: {value!r} is {_kind(value)}, {expected} is expected{hint}"
         )
 
+    if value == MISSING:
+        return wrong("a value")
     origin = typing.get_origin(kind)
     if origin is types.UnionType:  # X | None
         if value is None:
@@ -253,7 +309,8 @@ def _check_type(
         for option in dataclasses.fields(kind):
             choices, chosen = option.metadata.get("choices"), value.get(option.name)
             extends = option.metadata.get("extends") and ":" in str(chosen)
-            if choices and isinstance(chosen, str) and chosen not in choices and not extends:
+            told = chosen is not None and not isinstance(chosen, bool | dict | list)
+            if choices and told and chosen not in choices and not extends:
                 path = f"{key}.{option.name}" if key else option.name
                 problems.append(
                     f"{place(path, places)}{path}: {chosen!r} is not one of {', '.join(choices)}"
@@ -263,6 +320,11 @@ def _check_type(
             return wrong("a mapping")
         for name, item in value.items():
             _check_type(item, typing.get_args(kind)[1], f"{key}.{name}", places, schema, problems)
+            if not isinstance(name, str):
+                problems.append(
+                    f"{place(f'{key}.{name}', places)}{key}.{name}: this key is {_kind(name)}, "
+                    f"text is expected: write '{name}'"
+                )
     elif origin is list:
         if not isinstance(value, list):
             one = type(value) is typing.get_args(kind)[0]
@@ -275,13 +337,21 @@ def _check_type(
     elif kind is int:
         if isinstance(value, bool) or not isinstance(value, int):
             wrong("a whole number")
+        elif not -(2**63) <= value < 2**63:
+            wrong("one of at most 64 bits")
     elif kind is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             wrong("a number")
-        elif not math.isfinite(value):
-            wrong("a finite number")
+        elif not abs(value) <= LARGEST:
+            wrong("a finite number" if value * 0 != 0 else f"one within +-{LARGEST:g}")
+        elif 0 < abs(value) < SMALLEST:
+            wrong(f"zero, or one from {SMALLEST:g} on,")
     elif kind is str and (isinstance(value, bool) or not isinstance(value, str | int | float)):
         wrong("text")
+    elif kind is str and isinstance(value, int | float) and not abs(value) < 2**63:
+        wrong("text, or a number of at most 64 bits")
+    elif kind is str and "\0" in str(value):
+        wrong("text without NUL characters")
 
 
 def _unknown(

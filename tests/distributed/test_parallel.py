@@ -103,7 +103,7 @@ def one_step(case: Case, rank: int) -> dict[str, Any]:
     from restomod.train import parallel
     from restomod.train.module import GlobalMean, TrainedModel, unwrap
 
-    seen: dict[str, Any] = {"hooks": 0, "between_groups": 0}
+    seen: dict[str, Any] = {"hooks": 0, "between_groups": 0, "settled": 0}
 
     class Capture(Callback):
         def after_train_batch(self, state, logger):
@@ -127,7 +127,12 @@ def one_step(case: Case, rank: int) -> dict[str, Any]:
         seen["between_groups"] += options.get("group") is not None
         return all_reduce(*arguments, **options)
 
+    def count_settle(model):
+        seen["settled"] += 1
+        settle(model)
+
     hook, all_reduce = parallel.bf16_compress_hook, torch.distributed.all_reduce
+    settle = parallel.settle
     device = parallel.join_ranks("cpu", 120.0)
     model = new_model()
     model.compute_as(ComputeConfig(recompute_every=int(case.recompute)))
@@ -155,6 +160,7 @@ def one_step(case: Case, rank: int) -> dict[str, Any]:
     )
     with (
         mock.patch.object(parallel, "bf16_compress_hook", count_hook),
+        mock.patch.object(parallel, "settle", count_settle),
         mock.patch.object(torch.distributed, "all_reduce", count_all_reduce),
     ):
         trainer.fit()
@@ -190,6 +196,26 @@ def mixed_precision(rank: int) -> dict[str, float]:
     return results
 
 
+def two_steps(rank: int) -> list[dict[str, Tensor]]:
+    """Return the gradients of a process's first backward pass and of the same pass again, as DDP
+    reduces them."""
+    from composer.utils import dist
+
+    from restomod.train import parallel
+
+    parallel.join_ranks("cpu", 120.0)
+    assert dist.get_world_size() > 2  # the sum of two is the same in either order
+    model = torch.nn.parallel.DistributedDataParallel(new_model())
+    parallel.settle(model)
+    assert all(p.grad is None for p in model.parameters())
+    passes = []
+    for _ in range(2):
+        model.zero_grad()
+        model(batch([rank])).objective.backward()
+        passes.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    return passes
+
+
 def evaluated(rank: int) -> dict[str, Any]:
     """Evaluate a sharded model, on fewer rows than ranks."""
     from restomod.train import parallel
@@ -215,6 +241,8 @@ def rank_main(rank: int, world_size: int, port: int, folder: str) -> None:
     extra = {}
     if world_size == 2:
         extra = {"precision": mixed_precision(rank), "evaluation": evaluated(rank)}
+    if world_size == 4:
+        extra = {"two steps": two_steps(rank)}
     torch.save((done, extra), Path(folder) / f"{world_size}-{rank}.pt")
 
 
@@ -286,6 +314,7 @@ def test_whole_gradients_and_those_of_groups_are_reduced_once_a_step(steps, case
     for cases, _ in steps[case.world_size]:
         seen = cases[case]
         assert seen["hooks"] == (case.strategy == "ddp" and case.reduce_dtype == "bfloat16")
+        assert seen["settled"] == (case.strategy == "ddp")
         if case.strategy == "hsdp":
             units = CONFIG.layers + 1
             assert seen["between_groups"] == (units if case.world_size > 2 else 0)
@@ -305,6 +334,13 @@ def test_blocks_gathered_in_bfloat16_train_as_autocast_does(steps):
             loss = found[f"{norm} loss True"]
             assert found[f"{norm} loss False"] == pytest.approx(loss, rel=1e-6)
             assert found[f"{norm} gradients"] < 5e-3
+
+
+def test_a_processs_first_step_is_reduced_as_all_others_are(steps):
+    """A run that goes on is a new process, and its first step must round as the unbroken run's."""
+    for _, extra in steps[4]:
+        first, second = extra["two steps"]
+        assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def test_evaluation_gathers_and_gives_up_shards(steps):

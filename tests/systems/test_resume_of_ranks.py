@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
     ("parallel", "world_size"),
     [
         ("{strategy: ddp}", 2),
+        ("{strategy: ddp}", 4),
         ("{strategy: fsdp}", 2),
         ("{strategy: hsdp, shard_ranks: 2}", 4),
     ],

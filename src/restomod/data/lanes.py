@@ -230,9 +230,16 @@ class Lane:
                 unread += 1
                 if unread > 2 * sum(d.documents for d in self._setting.datasets) + DRAWS:
                     raise UserError(
-                        f"streams {', '.join(self._setting.names)} hold no document of "
+                        f"streams {', '.join(self._without_tokens())} hold no document of "
                         f"{self._setting.data.skip_shorter_than} tokens or more that can be read"
                     )
+
+    def _without_tokens(self) -> list[str]:
+        """Return the streams of whose documents nothing could be used, so that ever more of them
+        were drawn."""
+        taken = self._counters[:, DRAWN] - self._counters[:, SKIPPED]
+        drawn = self._counters[:, DOCUMENTS] > 0
+        return [self._setting.names[n] for n in np.flatnonzero(drawn & (taken == 0))]
 
     def _begin_document(self) -> bool:
         """Draw the next document; return whether there is something in it to cut."""

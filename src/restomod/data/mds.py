@@ -79,13 +79,15 @@ def parse_index(content: bytes) -> Index:
                 )
         for size in columns[2]:
             if size is not None:
-                _count(size)
+                count(size)
+        if not all(isinstance(word, str) for word in (*columns[0], *columns[1], compression)):
+            raise ValueError("its columns, their encodings or its compression are no text")
         widths = {len(column) for column in columns}
         if widths != {len(columns[0])} or not columns[0]:
             raise ValueError("its columns, their encodings and their sizes are not as many")
         return Index(
-            documents=np.array([_count(entry["samples"]) for entry in shards], np.int64),
-            raw_bytes=np.array([_count(entry["raw_data"]["bytes"]) for entry in shards], np.int64),
+            documents=np.array([count(entry["samples"]) for entry in shards], np.int64),
+            raw_bytes=np.array([count(entry["raw_data"]["bytes"]) for entry in shards], np.int64),
             raw=[_stored(entry["raw_data"]) for entry in shards],
             packed=[_stored(entry["zip_data"]) for entry in shards] if compression else None,
             compression=compression,
@@ -94,26 +96,26 @@ def parse_index(content: bytes) -> Index:
             sizes=columns[2],
             fingerprint=hashlib.sha256(content).hexdigest(),
         )
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{error!r}") from error
 
 
 def _stored(entry: dict[str, Any]) -> Stored:
     """Keep the quickest of the recorded hashes that can be computed here."""
     hashes: dict[str, str] = entry.get("hashes") or {}
-    known = [
-        n for n in hashes if n in xxhash.algorithms_available or n in hashlib.algorithms_available
-    ]
+    computable = {*xxhash.algorithms_available, *hashlib.algorithms_available}
+    known = [n for n in hashes if n in computable and not n.startswith("shake")]  # of no one length
     algorithm = min(known, key=lambda name: not name.startswith("xxh"), default="")
     if hashes and not known:
         raise ValueError(f"no hash of {', '.join(hashes)} can be computed here")
     file = str(entry["basename"])
     if not file or file.startswith("/") or ".." in file.split("/") or "\0" in file:
         raise ValueError(f"shard {file!r} does not lie in its folder")
-    return Stored(file, _count(entry["bytes"]), algorithm, hashes[algorithm] if algorithm else "")
+    return Stored(file, count(entry["bytes"]), algorithm, hashes[algorithm] if algorithm else "")
 
 
-def _count(value: Any) -> int:
+def count(value: Any) -> int:
+    """Return a number out of JSON if it is a count; raises ValueError."""
     if type(value) is not int or not 0 <= value < 1 << 62:
         raise ValueError(f"{value!r} is no count")
     return value

@@ -21,7 +21,7 @@ from restomod.config import DataConfig, StreamConfig
 from restomod.data.cache import Cache, lock_shared
 from restomod.data.dataset import MANIFEST, Dataset, DatasetAttributes
 from restomod.data.files import DamagedShardError, ShardFiles
-from restomod.data.mds import Column, RawShard, parse_index
+from restomod.data.mds import Column, RawShard, count, parse_index
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
 
@@ -142,8 +142,14 @@ class ShardedDataset(Dataset):
         if not recorded.is_file():
             return super().token_counts(vocab_size, limit)
         counts = np.zeros(vocab_size, np.int64)
-        stored = np.load(recorded)[:vocab_size]
-        counts[: len(stored)] = stored
+        try:
+            stored = np.load(recorded)[:vocab_size]
+            counts[: len(stored)] = stored
+        except (OSError, EOFError, ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"{self._files.label(recorded.name)}: is damaged: {error}; without it, tokens "
+                "are counted anew"
+            ) from error
         return counts
 
     def raw(self, shard: int, document: int) -> np.ndarray:
@@ -212,13 +218,15 @@ class ShardedDataset(Dataset):
             return None
         try:
             found = json.loads(content)
+            if not count(found["tokens"]):
+                raise UserError(f"{self._files.label('restomod.json')}: records no tokens")
             return DatasetAttributes(
-                int(found["tokens"]),
+                found["tokens"],
                 MANIFEST,
                 str(found["tokenizer_fingerprint"]),
-                {int(low): int(n) for low, n in found.get("length_histogram", {}).items()},
+                {int(low): count(n) for low, n in found.get("length_histogram", {}).items()},
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(
                 f"{self._files.label('restomod.json')}: cannot be read: {error!r}"
             ) from error

@@ -116,8 +116,11 @@ class LaneState:
         state.rows, state.masked_tokens = plain["rows"], plain["masked_tokens"]
         state.real_tokens = plain["real_tokens"]
         state.draws, state.chunks = plain["draws"], plain["chunks"]
-        # The odds of another set of streams end with the phase that drew by them.
-        state.weights = plain["weights"] if plain["names"] == names else []
+        # A stream that a later phase is to read changes nothing of the draws that have begun; they
+        # are made anew where a stream is gone that they were to draw.
+        odds = {n: w for n, w in zip(plain["names"], plain["weights"], strict=False) if w > 0}
+        if odds.keys() <= set(names):
+            state.weights = [odds.get(name, 0.0) for name in names] if odds else []
         for name, stream in plain["streams"].items():
             if name in names:
                 n = names.index(name)

@@ -191,8 +191,8 @@ def _impossible(suite: Suite) -> list[tuple[str, str]]:
             bad.append((f"baselines.{n}", f"{name!r} is not one of {', '.join(BASELINES)}"))
     if "tfidf" in suite.baselines and any(task.mteb for task in suite.tasks.values()):
         bad.append(("baselines", "tfidf reads all documents at once: `retrieval: {folder: ...}`"))
-    if suite.seeds < 1:
-        bad.append(("seeds", "must be at least 1"))
+    if not 1 <= suite.seeds <= 1000:
+        bad.append(("seeds", "must be at least 1, and at most 1,000"))
     if suite.max_tokens != 0 and suite.max_tokens < 8:
         bad.append(("max_tokens", f"{suite.max_tokens} leaves no room; 8 is the least"))
     for n, name in enumerate(suite.treatments):

@@ -164,6 +164,11 @@ def impossible(config: FinetuneConfig) -> list[tuple[str, str]]:
         for name, value in positive.items()
         if value <= 0
     ]
+    problems += [
+        (f"training.{name}", f"{value} is above {most:,}")
+        for name, value, most in (("lr", training.lr, 1), ("epochs", training.epochs, 100_000))
+        if value > most
+    ]
     shares = {
         "training.warmup": training.warmup,
         "training.attention_dropout": training.attention_dropout,
@@ -193,6 +198,8 @@ def impossible(config: FinetuneConfig) -> list[tuple[str, str]]:
         problems.append(("max_tokens", f"{config.max_tokens} leaves no room; 4 is the least"))
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         problems.append(("seeds", "must be one or more different whole numbers"))
+    if any(not 0 <= seed < 2**32 for seed in config.seeds):
+        problems.append(("seeds", "must lie in 0 .. 2^32 - 1"))
     if config.metric and config.metric not in METRICS.get(config.task, ()):
         known = ", ".join(METRICS[config.task])
         problems.append(("metric", f"{config.metric!r} is not measured here; there is {known}"))

@@ -28,6 +28,8 @@ RESERVED_NAMES = ("tokenizer",)
 COMPRESSION = re.compile(r"none|zstd(:([1-9]|1\d|2[0-2]))?")
 UNITS = {"": 1, "kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30}
 VOCAB_MULTIPLE = 64
+MOST_WORKERS = 1024
+LARGEST_VOCAB = 1 << 22
 SMALLEST_VOCAB = 320
 """256 bytes and the special tokens, rounded up."""
 
@@ -213,6 +215,8 @@ def wrong_vocab_size(size: int) -> str:
         return (
             f"{size}: too small for 256 bytes and the special tokens; use {SMALLEST_VOCAB} or more"
         )
+    if size > LARGEST_VOCAB:
+        return f"{size}: at most {LARGEST_VOCAB:,} tokens are trained"
     if size % VOCAB_MULTIPLE:
         below = size // VOCAB_MULTIPLE * VOCAB_MULTIPLE
         return (
@@ -275,7 +279,11 @@ def _impossible(recipe: Preparation) -> list[tuple[str, str]]:
         "shards.compression",
         f"{recipe.shards.compression}: use zstd, zstd:1 to :22, or none",
     )
-    require(recipe.execution.workers >= 0, "execution.workers", "must not be negative")
+    require(
+        0 <= recipe.execution.workers <= MOST_WORKERS,
+        "execution.workers",
+        f"must not be negative, and at most {MOST_WORKERS}",
+    )
     require(recipe.execution.attempts > 0, "execution.attempts", "must be above 0")
     return bad
 

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from restomod.strict import LARGEST
+
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
@@ -129,7 +131,8 @@ def _impossible_range(parameter: Parameter) -> list[tuple[str, str]]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return known and abs(value) <= LARGEST
 
 
 def distribution(parameter: Parameter) -> BaseDistribution:

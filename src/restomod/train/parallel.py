@@ -117,18 +117,36 @@ def _mesh(parallel: ParallelConfig, device: str) -> DeviceMesh | None:
     return init_device_mesh(device, (ranks // shards, shards), mesh_dim_names=("copy", "shard"))
 
 
+def settle(model: DistributedDataParallel) -> None:
+    """Fix which gradients DDP reduces together, and where each lies among them, before the first
+    step.
+
+    DDP settles that after a process's first backward pass, anew in a process that resumes. From
+    three ranks on, the order in which a gradient's parts are added depends on its place, so the
+    first step after a resume would round in another way than the same step of an unbroken run.
+    """
+    model.reducer.prepare_for_forward()
+    model.reducer.prepare_for_backward([])
+    nothing = sum(p.flatten()[0] * 0.0 for p in model.parameters() if p.requires_grad)
+    assert isinstance(nothing, torch.Tensor)
+    nothing.backward()
+    model.reducer._rebuild_buckets()
+    model.zero_grad(set_to_none=True)
+
+
 class GradientReduction(Callback):
-    """Has DDP reduce in the recipe's type, and HSDP reduce between its groups once a step only."""
+    """Has DDP reduce in the recipe's type and always the same way, and HSDP reduce between its
+    groups once a step only."""
 
     def __init__(self, parallel: ParallelConfig) -> None:
         self._parallel = parallel
         self._left = 0
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        if isinstance(state.model, DistributedDataParallel) and (
-            self._parallel.reduce_dtype == "bfloat16"
-        ):
-            state.model.register_comm_hook(None, bf16_compress_hook)
+        if isinstance(state.model, DistributedDataParallel):
+            settle(state.model)
+            if self._parallel.reduce_dtype == "bfloat16":
+                state.model.register_comm_hook(None, bf16_compress_hook)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         self._left = len(state.batch)

@@ -402,6 +402,13 @@ def test_streams_without_a_readable_document_are_an_error(lengths):
         Account(0, streams, data, phase).step(1)
 
 
+def test_a_stream_that_holds_nothing_is_named_and_not_the_one_beside_it():
+    streams = [Documents("a", [[20] * 9]), Documents("b", [[0] * 9])]
+    phase = PhaseConfig(sequence_length=64, row_tokens=512, batch_rows=1, mixture={"a": 1, "b": 1})
+    with pytest.raises(UserError, match="streams b hold no document of 1 tokens or more"):
+        Account(0, streams, DataConfig(lanes=1), phase).step(1)
+
+
 def test_one_readable_document_among_thousands_of_empty_ones_is_found_in_every_epoch():
     count = 3000
     stream = Documents("a", [[0] * (count - 1) + [60]])

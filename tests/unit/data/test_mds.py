@@ -313,8 +313,12 @@ def test_shard_outside_its_folder_is_refused(plain, basename):
         {"column_sizes": []},
         {"column_sizes": [-4]},
         {"column_encodings": ["ndarray:uint16", "str"]},
+        {"column_encodings": [None]},
+        {"column_names": [3]},
+        {"compression": 3, "zip_data": {"basename": "a", "bytes": 4, "hashes": {}}},
         {"compression": "zstd", "zip_data": None},
         {"raw_data": {"basename": "a", "bytes": 4, "hashes": {"blake9": "00"}}},
+        {"raw_data": {"basename": "a", "bytes": 4, "hashes": {"shake_128": "00"}}},
     ],
 )
 def test_index_with_odd_values_is_refused(plain, changes):

@@ -92,6 +92,7 @@ def test_missing_shard_names_file(copy):
         ("nonsense", "is not an MDS index"),
         ('{"shards": []}', "lists no shards"),
         ('{"shards": [{"samples": 3}]}', "is not an MDS index"),
+        (100_000 * "[", "is not an MDS index"),
     ],
 )
 def test_broken_index_is_refused(copy, content, message):
@@ -106,6 +107,33 @@ def test_token_counts_agree_with_the_recorded_ones(copy):
     recorded = open_it().token_counts(512)
     (folder / "token_counts.npy").unlink()
     assert (open_it().token_counts(512) == recorded).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\x93NUMPY\1\0junk"])
+def test_damaged_token_counts_are_refused_by_name(copy, content):
+    folder, open_it = copy
+    (folder / "token_counts.npy").write_bytes(content)
+    with pytest.raises(UserError, match=r"token_counts.npy \(stream prose\): is damaged"):
+        open_it().token_counts(512)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": 0}, "records no tokens"),
+        ({"tokens": -5}, "cannot be read: ValueError"),
+        ({"tokens": float("inf")}, "cannot be read: ValueError"),
+        ({"tokens": 10**30}, "cannot be read: ValueError"),
+        ({"length_histogram": [1]}, "cannot be read: AttributeError"),
+        ({"length_histogram": {"1": -4}}, "cannot be read: ValueError"),
+    ],
+)
+def test_odd_recorded_figures_are_refused(copy, changes, message):
+    folder, open_it = copy
+    recorded = json.loads((folder / "restomod.json").read_text())
+    (folder / "restomod.json").write_text(json.dumps(recorded | changes))
+    with pytest.raises(UserError, match=rf"restomod.json \(stream prose\): {message}"):
+        open_it()
 
 
 def test_remote_data_is_downloaded_by_streaming(copy, tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def test_streams_keep_what_is_theirs_when_others_come_before_them():
     assert plain["waiting"] == [[0, 1, 5, 6, 0, 7, 1], [2, 1, 5, 6, 7, 2, 2]]
     assert plain["pending"] == [0, 3, 3, 2, 64, 30, 0]
     assert plain["skipped"] == [[3, 4, 0, 2]]
-    assert plain["weights"] == []
+    assert plain["weights"] == [0.0, 0.25, 0.0, 0.75]
     for key in ("rows", "masked_tokens", "real_tokens", "draws", "chunks"):
         assert plain[key] == stored[key]
 
@@ -97,5 +97,6 @@ def test_a_stream_may_go_when_nothing_of_it_waits():
     rest = LaneState.from_plain(stored, ["a"])
     assert rest.plain()["streams"] == {"a": stored["streams"]["a"]}
     assert rest.skipped == []
+    assert rest.weights == []
     with pytest.raises(ValueError, match="chunks of stream a wait"):
         LaneState.from_plain(stored, ["b"])

@@ -63,7 +63,9 @@ def test_there_is_a_shipped_recipe():
         ("tokenizer.vocab_size=5000", "use 4992 or 5056"),
         ("tokenizer.sample_mb=0", "tokenizer.sample_mb: must be above 0"),
         ("tokenizer.model_max_length=0", "tokenizer.model_max_length: must be above 0"),
+        ("tokenizer.vocab_size=8388608", "at most 4,194,304 tokens are trained"),
         ("execution.workers=-1", "execution.workers: must not be negative"),
+        ("execution.workers=5000", "execution.workers: must not be negative, and at most 1024"),
         ("execution.attempts=0", "execution.attempts: must be above 0"),
     ],
 )

@@ -234,7 +234,8 @@ def _batch_warmup(recipe: Recipe, phase: PhaseConfig) -> list[str]:
     """Say what batch warm-up was asked for and what comes of it, and for which ranks."""
     batches = phase.batches
     shared = math.gcd(*batches.distinct) // phase.micro_batch_rows
-    ranks = [n for n in range(1, shared + 1) if shared % n == 0 and recipe.data.lanes % n == 0]
+    lanes = recipe.data.lanes
+    ranks = [n for n in range(1, min(shared, lanes) + 1) if shared % n == 0 and lanes % n == 0]
     lines = []
     if batches.warmup:
         sizes = ", ".join(map(str, batches.distinct[:-1]))
