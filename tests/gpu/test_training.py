@@ -156,8 +156,9 @@ def test_dropout_masks_are_the_cpus() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_deterministic_training_repeats_its_bits(compiled: bool, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    monkeypatch.setattr(torch._inductor.config, "deterministic", False)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch._inductor.config.patch(deterministic=False))
+        stack.callback(torch.use_deterministic_algorithms, False)
         compute_deterministically()
         trained = []
         for _ in range(2):
@@ -174,5 +175,3 @@ def test_deterministic_training_repeats_its_bits(compiled: bool, tmp_path, monke
             trained.append([*losses, *model.parameters()])
         for first, second in zip(*trained, strict=True):
             assert torch.equal(first, second)
-    finally:
-        torch.use_deterministic_algorithms(False)

@@ -18,7 +18,6 @@ from restomod.train.hardware import compute_deterministically, peak_flops, warn_
 
 def test_attention_compiler_and_torch_are_told(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    monkeypatch.setattr(torch._inductor.config, "deterministic", False)
 
     def deterministic() -> bool:
         config = EncoderConfig(layers=2, hidden_size=8, heads=2, intermediate_size=8, vocab_size=9)
@@ -28,9 +27,10 @@ def test_attention_compiler_and_torch_are_told(monkeypatch):
 
     assert not deterministic()
     try:
-        compute_deterministically()
-        assert deterministic()
-        assert torch._inductor.config.deterministic
+        with torch._inductor.config.patch(deterministic=False):
+            compute_deterministically()
+            assert deterministic()
+            assert torch._inductor.config.deterministic
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
