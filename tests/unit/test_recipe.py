@@ -133,11 +133,14 @@ def test_a_mapping_adds_to_what_is_there_and_an_empty_one_empties_it(good):
         ("tokenizer=", "tokenizer: is missing"),
         ("device=3", "command line: device: 3 is not one of auto, cpu, cuda"),
         ("optimizer.name=1.5", "optimizer.name: 1.5 is not one of stable_adamw, adamw, muon"),
-        ("seed=99999999999999999999", "is whole number, one of at most 64 bits is expected"),
-        ("optimizer.lr=1e300", "optimizer.lr: 1e+300 is number, one within +-3.4e+38 is expected"),
-        (f"optimizer.lr=1{400 * '0'}", "is whole number, one within +-3.4e+38 is expected"),
+        ("seed=99999999999999999999", "is a whole number, one of at most 64 bits is expected"),
+        (
+            "optimizer.lr=1e300",
+            "optimizer.lr: 1e+300 is a number, one within +-3.4e+38 is expected",
+        ),
+        (f"optimizer.lr=1{400 * '0'}", "is a whole number, one within +-3.4e+38 is expected"),
         ("run_name=???", "run_name: '???' is text, a value is expected"),
-        ("data=[]", "command line: data: [] is list, a mapping is expected"),
+        ("data=[]", "command line: data: [] is a list, a mapping is expected"),
         ("phases={a: {slots: 1M}}", "command line: `phases={a: {slots: 1M}}`: "),
         ("seed=!!int", "command line: `seed=!!int`: the value is not valid YAML"),
         ("seed=!!float x", "command line: `seed=!!float x`: the value is not valid YAML"),
@@ -174,7 +177,7 @@ def test_mistakes_in_a_file_carry_file_and_line(good):
         ("a:\n  - b: ${\n", ":2: a.0.b: no viable alternative"),
         ("a:\n  - b: ${nothing}\n", ":2: a.0.b: does not resolve: Interpolation key"),
         ("null: 1\n", ": Incompatible key type"),
-        ("data: {streams: {1: {path: x}}}", ":1: data.streams.1: this key is whole number"),
+        ("data: {streams: {1: {path: x}}}", ":1: data.streams.1: this key is a whole number"),
     ],
 )
 def test_broken_yaml_names_file_and_line(good, text, expected):
