@@ -131,19 +131,27 @@ def test_who_does_the_work_is_chosen_by_the_recipe(monkeypatch):
         list(ray.run([(number, Job(Preparation(), None), "stage", 0, (0,))]))
 
 
-def test_workers_end_when_the_job_is_killed(tmp_path):
+def start(folder, lines, **options):
+    """Start a script of a `job` and this module, `t`."""
     script = (
-        "import sys\nfrom pathlib import Path\nfrom tests.unit.prepare import test_executor as t\n"
+        "import sys, time\nfrom pathlib import Path\n"
+        "from tests.unit.prepare import test_executor as t\n"
         "job = t.Job(t.Preparation(), Path(sys.argv[1]))\n"
         "if __name__ == '__main__':\n"
-        "    t.run_stage(t.Processes(2, 3), t.never_ends, job, 'stage', t.tasks(2))\n"
     )
-    (tmp_path / "script.py").write_text(script)
+    (folder / "script.py").write_text(script + "".join(f"    {line}\n" for line in lines))
     root = Path(__file__).parents[3]
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    parent = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
+    return subprocess.Popen(
+        [sys.executable, str(folder / "script.py"), str(folder)],
         env={**os.environ, "PYTHONPATH": paths},
+        **options,
+    )
+
+
+def test_workers_end_when_the_job_is_killed(tmp_path):
+    parent = start(
+        tmp_path, ["t.run_stage(t.Processes(2, 3), t.never_ends, job, 'stage', t.tasks(2))"]
     )
     begun = [tmp_path / "begun 0", tmp_path / "begun 1"]
     while not all(file.exists() and file.read_text() for file in begun):
@@ -158,29 +166,22 @@ def test_workers_end_when_the_job_is_killed(tmp_path):
 
 
 def test_ctrl_c_prints_nothing_of_workers_that_wait(tmp_path):
-    script = (
-        "import sys, time\nfrom pathlib import Path\n"
-        "from tests.unit.prepare import test_executor as t\n"
-        "job = t.Job(t.Preparation(), Path(sys.argv[1]))\n"
-        "if __name__ == '__main__':\n"
-        "    pool = t.Processes(2, 3)\n"
-        "    t.run_stage(pool, t.number, job, 'stage', t.tasks(2))\n"
-        "    print('done', flush=True)\n"
-        "    time.sleep(60)\n"
-    )
-    (tmp_path / "script.py").write_text(script)
-    root = Path(__file__).parents[3]
-    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    parent = subprocess.Popen(
-        [sys.executable, str(tmp_path / "script.py"), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": paths},
+    lines = [
+        "pool = t.Processes(2, 3)",
+        "t.run_stage(pool, t.number, job, 'stage', t.tasks(2))",
+        "print('done', flush=True)",
+        "time.sleep(60)",
+    ]
+    with start(
+        tmp_path,
+        lines,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
         text=True,
-    )
-    assert parent.stdout.readline() == "done\n"
-    os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to all of them
-    told = parent.communicate(timeout=60)[1]
+    ) as parent:
+        assert parent.stdout.readline() == "done\n"
+        os.killpg(parent.pid, signal.SIGINT)  # as a terminal does: to all of them
+        told = parent.communicate(timeout=60)[1]
     assert "SpawnProcess" not in told
     assert told.count("Traceback") == 1  # the script's own
