@@ -41,7 +41,7 @@ def leave(number, frame):
 
 signal.signal(signal.SIGTERM, leave)
 (folder / "REQUEUE").unlink(missing_ok=True)
-if float(values["optimizer.lr"]) > 1:
+if float(values["optimizer.lr"]) > 0.1:
     sys.exit("error: such a rate")
 done = len(log.read_text().splitlines()) if log.exists() else 0
 (folder / f"marked-{os.environ.get('MARK')}").touch()
@@ -198,7 +198,7 @@ def test_the_last_task_of_an_array_requeues_itself_alone_and_a_cancelled_one_goe
 
 
 def test_an_array_whose_tasks_fail_is_taken_back(tiny, slurm, tmp_path, actor):
-    rates = {"optimizer.lr": {"values": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}}
+    rates = {"optimizer.lr": {"values": [0.2, 0.3, 0.4, 0.5, 0.6, 0.7]}}
     sweep = Sweep(tiny, tmp_path, slurm, program=actor, parameters=rates)
     process = sweep.start("--profile", str(sweep.profile), jobs=1)
     _, errors = process.communicate(timeout=120)
