@@ -100,3 +100,16 @@ def test_a_stream_may_go_when_nothing_of_it_waits():
     assert rest.weights == []
     with pytest.raises(ValueError, match="chunks of stream a wait"):
         LaneState.from_plain(stored, ["b"])
+
+
+def test_odds_are_kept_where_a_stream_goes_of_which_nothing_was_to_be_drawn():
+    stored = json.loads(json.dumps(state().plain()))
+    stored |= {"pending": [], "weights": [1.0, 0.0]}
+    assert LaneState.from_plain(stored, ["a"]).weights == [1.0]
+    assert LaneState.from_plain(stored, ["a", "c"]).weights == [1.0, 0.0]
+
+
+def test_a_new_lane_comes_back_without_odds():
+    again = LaneState.from_plain(LaneState(NAMES).plain(), NAMES)
+    assert again.weights == []
+    assert again.plain() == LaneState(NAMES).plain()
