@@ -147,13 +147,15 @@ def _checked(
 
 def _refuse_other_kind(plain: dict[str, Any], schema: type, places: Places) -> None:
     """Raise UserError for a file that another command takes, rather than list all of its keys."""
-    expected = [kind for key, kind in KINDS.items() if key in typing.get_type_hints(schema)]
-    if any(key in plain for key in KINDS if key in typing.get_type_hints(schema)):
+    own = KINDS.keys() & typing.get_type_hints(schema).keys()
+    if not own or own & plain.keys():
         return
-    for key, kind in KINDS.items():
-        if key in plain and expected and kind not in expected:
-            where = place(key, places)
-            raise UserError(f"{where}{key}: this is {kind}; {expected[0]}, is expected")
+    for key in KINDS:
+        if key in plain:
+            expected = next(KINDS[name] for name in KINDS if name in own)
+            raise UserError(
+                f"{place(key, places)}{key}: this is {KINDS[key]}; {expected}, is expected"
+            )
 
 
 def _read_yaml(path: Path, places: Places) -> Any:

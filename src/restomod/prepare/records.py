@@ -77,10 +77,11 @@ def null_fields(fields: Sequence[str]) -> str:
 
 def fields_of(record: dict[str, Any]) -> list[str]:
     """Return a record's fields, and in the place of objects, the fields inside."""
-    inside = {
-        name: fields_of(value) if isinstance(value, dict) else [] for name, value in record.items()
-    }
-    return [f"{name}.{part}" if part else name for name in inside for part in inside[name] or [""]]
+    names = []
+    for name, value in record.items():
+        inside = fields_of(value) if isinstance(value, dict) else []
+        names += [f"{name}.{part}" for part in inside] or [name]
+    return names
 
 
 def look_up(record: dict[str, Any], name: str) -> tuple[bool, Any]:

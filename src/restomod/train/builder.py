@@ -128,10 +128,9 @@ def _train(run: PreparedRun, started: float, stopper: Stopper) -> None:
         return
     _set_up_process(choose_device(recipe))
     if leads_node():
-        spans = [s for s in run.start.timeline.spans if s.end_step > run.start.step]
         warn_of_memory(
             recipe,
-            [span.phase for span in spans],
+            [s.phase for s in run.start.timeline.spans if s.end_step > run.start.step],
             run.sources.tokenizer.vocab_size,
             dist.get_world_size(),
             dist.get_local_world_size(),
