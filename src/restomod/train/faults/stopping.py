@@ -132,6 +132,8 @@ class Stopper:
             dist.all_reduce(code, dist.ReduceOp.MAX, group=self._group)
             self._others_may_leave = False
             reason = REASONS[int(code)]
+            if reason and not self.requested:
+                log.info("%s: all ranks save now and stop", reason)
             # A request that arrived meanwhile is told next time: nothing may take it back.
             self.requested = reason or self.requested
             return reason

@@ -135,6 +135,19 @@ def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopp
     becomes(StopRequested)
 
 
+def test_reason_that_only_another_rank_knows_is_told(stopper, monkeypatch, caplog):
+    def asked_by_another(code, *args, **kwargs):
+        code.fill_(stopping.REASONS.index("lost launcher"))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", asked_by_another)
+    monkeypatch.setattr(stopper, "_group", object())
+    caplog.set_level("INFO")
+    assert [stopper.agree(), stopper.agree()] == ["lost launcher"] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "lost launcher: all ranks save now and stop"
+    ]
+
+
 def test_ranks_whose_launcher_was_killed_stop(stopper, tmp_path, monkeypatch):
     class Gone:
         def check(self, keys):
