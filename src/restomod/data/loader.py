@@ -311,7 +311,9 @@ def _end_with(parent: int, worker: int) -> None:
 
     def watch() -> None:
         try:
-            select.select([os.pidfd_open(parent)], [], [])
+            ended = select.poll()  # select() knows no descriptor above 1,023, and ranks have more
+            ended.register(os.pidfd_open(parent), select.POLLIN)
+            ended.poll()
         except ProcessLookupError:
             pass
         except (AttributeError, OSError):  # no Linux, or one that forbids it
