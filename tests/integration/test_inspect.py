@@ -1,11 +1,14 @@
 """`restomod inspect` shows what a run trains on, from its checkpoints where there are some."""
 
+import dataclasses
 import json
 
 import pytest
 
+from restomod.config import StartConfig
 from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
+from restomod.errors import UserError
 from restomod.recipe import load_recipe
 from restomod.tools.inspect import inspect_steps
 from restomod.train.guards import fingerprint, state_before
@@ -54,3 +57,12 @@ def test_checkpoint_of_another_recipe_is_left_alone(recipe):
     recipe.data.skip_shorter_than = 1
     other = {**identity, "data.streams.code": "another index"}
     assert state_before(recipe.run_folder, 17, recipe, other) is None
+
+
+def test_steps_before_a_fork_are_refused(recipe):
+    fork = dataclasses.replace(recipe, run_name="fork")
+    fork.start = StartConfig(fork=f"{recipe.run_folder}@15")
+    with pytest.raises(UserError, match=r"--steps 14:17: the run begins at step 15"):
+        next(inspect_steps(fork, 14, 17, world_size=1, as_json=True))
+    (line,) = inspect_steps(fork, 15, 16, world_size=2, as_json=True)
+    assert json.loads(line)["data_digest"] == metrics(recipe.run_folder)[15]["data_digest"]

@@ -15,6 +15,7 @@ import numpy as np
 from restomod.config import Recipe
 from restomod.data.loader import Loader
 from restomod.data.sources import Sources, open_sources
+from restomod.errors import UserError
 from restomod.timeline import Origin, Timeline
 from restomod.train.guards import fingerprint, state_before
 from restomod.train.start import find_start
@@ -35,6 +36,11 @@ def inspect_steps(
     """
     sources = open_sources(recipe, world_size)
     timeline, begun, state = _place_before(recipe, sources, first)
+    if first < begun:
+        raise UserError(
+            f"--steps {first}:{last}: the run begins at step {begun}, with another's checkpoint; "
+            f"inspect that run, or steps from {begun} on"
+        )
     loaders = [
         Loader(recipe, sources, rank, world_size, state, timeline=timeline)
         for rank in range(world_size)
