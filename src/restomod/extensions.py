@@ -9,6 +9,7 @@ own, before the model is built. docs/extend.md has an example.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import json
@@ -135,5 +136,7 @@ def _find(name: str) -> Any:
     except Exception as error:  # whatever a user's module raises
         raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(found, attribute):
-        raise UserError(f"{module} has no {attribute}")
+        near = difflib.get_close_matches(attribute, vars(found), n=1)
+        hint = f"; did you mean {module}:{near[0]}?" if near else ""
+        raise UserError(f"{module} has no {attribute}{hint}")
     return getattr(found, attribute)
