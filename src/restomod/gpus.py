@@ -50,10 +50,11 @@ def gpu_named(name: str) -> Gpu:
     """Return the GPU that the user names; raises UserError for an unknown one."""
     found = GPUS.get(name.lower())
     if found is None:
-        near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0)[0]
+        begun = [known for known in GPUS if name.lower().startswith(known)]
+        near = begun or difflib.get_close_matches(name.lower(), GPUS, n=1)
+        hint = f"; did you mean {max(near, key=len)}?" if near else "."
         raise UserError(
-            f"--gpu {name}: no data sheet of it is here; did you mean {near}? There are "
-            f"{', '.join(GPUS)}"
+            f"--gpu {name}: no data sheet of it is here{hint} There are {', '.join(GPUS)}"
         )
     return found
 
