@@ -85,7 +85,9 @@ def _check(job: Job) -> None:
             "the file of --profile (launchers/profiles/example.yaml shows one)",
         )
         need(
-            not profile.secrets or bool(profile.kubernetes.secret), "kubernetes.secret: is missing"
+            not profile.secrets or bool(profile.kubernetes.secret),
+            "kubernetes.secret: is missing: the Secret of the cluster that holds "
+            f"{', '.join(profile.secrets)}",
         )
         bad = [
             m.source for m in profile.mounts if not m.source.startswith(("/", "pvc:", "scratch:"))
