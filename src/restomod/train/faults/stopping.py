@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 STOP, REQUEUE = "STOP", "REQUEUE"
 """Files of a run folder: stops the run when it appears; says that a run wants to go on."""
-REASONS = ("", "SIGTERM", "SIGUSR1", "SIGINT", "stop_after", "STOP file", "lost launcher")
+STOP_FILE = "STOP file"
+REASONS = ("", "SIGTERM", "SIGUSR1", "SIGINT", "stop_after", STOP_FILE, "lost launcher")
 """In the order in which ranks that have different ones settle on the last."""
 POLL_S = 0.5
 SAME_PRESS_S = 1.0
@@ -140,8 +141,10 @@ class Stopper:
         return self.requested
 
     def tell(self) -> None:
-        """Let the other ranks know before this process ends without them."""
-        if self._store is not None:
+        """Let the other ranks know before this process ends without them: by the store, or, before
+        they have joined, by the STOP file, which this process takes away when it ends."""
+        by_file = self.requested == STOP_FILE and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if by_file or self._store is not None:
             time.sleep(4 * POLL_S)
 
     def hold(self, lossless: bool = False) -> None:
@@ -163,8 +166,10 @@ class Stopper:
             yield
         except RuntimeError as error:
             self._breaks_in = False
-            if is_lost_rank(error) and self.requested and self._others_may_leave:
-                raise StopRequested(self.requested, agreed=False) from error
+            if is_lost_rank(error) and self._others_may_leave:
+                self.requested = self.requested or self._found()  # a busy rank polls late
+                if self.requested:
+                    raise StopRequested(self.requested, agreed=False) from error
             raise
 
     def fail(self, code: int) -> None:
@@ -211,7 +216,7 @@ class Stopper:
         if time.monotonic() > self._deadline:
             return "stop_after"
         if self._folder is not None and (self._folder / STOP).exists():
-            return "STOP file"
+            return STOP_FILE
         if self._launcher and os.getppid() != self._launcher:
             return "lost launcher"
         with self._reachable():

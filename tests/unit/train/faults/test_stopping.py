@@ -135,6 +135,35 @@ def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopp
     becomes(StopRequested)
 
 
+def test_a_rank_that_polls_late_learns_from_the_store_why_another_has_left(stopper):
+    class Told:
+        def check(self, keys):
+            return keys == [stopping.STOPPED]
+
+        def get(self, key):
+            return b"STOP file"
+
+    stopper._store = Told()
+    with pytest.raises(StopRequested, match="STOP file"), stopper.leaving_together():
+        raise RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize(("ranks", "waits"), [("1", False), ("2", True)])
+def test_a_stop_file_stays_until_ranks_that_have_not_joined_have_seen_it(
+    stopper, tmp_path, monkeypatch, ranks, waits
+):
+    monkeypatch.setenv("WORLD_SIZE", ranks)
+    monkeypatch.setattr(stopping, "POLL_S", 0.05)
+    stopper.hold(lossless=True)
+    stopper.watch(tmp_path, float("inf"))
+    (tmp_path / "STOP").touch()
+    with pytest.raises(StopRequested):
+        time.sleep(30)
+    began = time.monotonic()
+    stopper.tell()
+    assert (time.monotonic() - began >= 2 * stopping.POLL_S) == waits
+
+
 def test_reason_that_only_another_rank_knows_is_told(stopper, monkeypatch, caplog):
     def asked_by_another(code, *args, **kwargs):
         code.fill_(stopping.REASONS.index("lost launcher"))
