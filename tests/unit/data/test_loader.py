@@ -124,7 +124,11 @@ def test_workers_take_sigterm_from_their_main_process_alone(load, code):
 
 
 LEFT_ALONE = """
-import sys
+import os, resource, sys
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, most), most))
+for _ in range(1100):  # as sockets to many ranks are
+    os.open(os.devnull, os.O_RDONLY)
 from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
 from restomod.recipe import load_recipe
