@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import weakref
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from restomod.data import loader
 from restomod.data.lanes import Lane
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
-from restomod.train.builder import prepare_run, train
+from restomod.train import builder
+from restomod.train.builder import build_model, prepare_run, train
 from restomod.train.faults.ledger import Ledger
 from restomod.train.faults.stopping import Stopper, StopRequested
 from restomod.train.module import TrainedModel
@@ -228,8 +230,18 @@ def test_spike_is_skipped(recipe, unbroken, monkeypatch):
 
 def test_spike_rolls_back_and_its_rows_are_not_learned_from_again(recipe, unbroken, monkeypatch):
     words = (*SPIKES, "faults.spikes.action=rollback")
+    models, kept = [], []
+
+    def build(*arguments):
+        kept.append([model() is not None for model in models])
+        model = build_model(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(builder, "build_model", build)
     with disturbed(monkeypatch, {14}, 100.0):
         folder = here(recipe, "run_name=rollback", *words)
+    assert kept == [[], [False]]  # the memory of one model is enough
     (rollback,) = metrics(folder, "rollback")
     assert (rollback["step"], rollback["spike_step"], rollback["first_row"]) == (10, 14, 52)
     (entry,) = json.loads((folder / "ledger.json").read_text())

@@ -6,8 +6,11 @@ Trainer and runs it, again from the last checkpoint after a roll-back. `train.py
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +161,7 @@ def _fit_to_the_end(
             return _fit(run, started, stopper, uploads, watch, rolled_back)
         except RollBack as spike:
             rolled_back = spike.entry
+        gc.collect()  # a Trainer is in cycles, and two models with moments may not fit
         run.start = find_start(run.recipe, run.sources, run.group)
         log.warning(
             "the loss of step %d was %.3f, %.0f deviations above those before it: back to step %d",
@@ -286,8 +290,7 @@ def _fit(
         seed=recipe.seed % 2**32,
         progress_bar=False,
     )
-    # Not the Trainer's own end: it waits for all ranks, which a rank that fails alone must not.
-    with contextlib.closing(trainer.engine), watchdog.watching():
+    with _closing(trainer), watchdog.watching():
         try:
             trainer.fit()
         except StopRequested as stop:
@@ -310,6 +313,19 @@ def _fit(
         except RuntimeError as error:
             explain(error)
             raise
+
+
+@contextlib.contextmanager
+def _closing(trainer: Trainer) -> Iterator[None]:
+    """Close the callbacks when the block ends, and let go of what they and the Trainer hold.
+
+    Not the Trainer's own end: it waits for all ranks, which a rank that fails alone must not.
+    """
+    try:
+        yield
+    finally:
+        trainer.engine.close()
+        atexit.unregister(trainer.engine._close)  # which keeps weights and moments until then
 
 
 def _conclude(recipe: Recipe) -> None:
