@@ -38,7 +38,7 @@ from restomod.train.checkpoints.upload import Uploads, restore_log
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
 from restomod.train.faults.health import Health, RollBack, UnhealthyError
-from restomod.train.faults.ledger import Ledger
+from restomod.train.faults.ledger import Ledger, read_ledger
 from restomod.train.faults.stoppable import BreakingIn, Stoppable
 from restomod.train.faults.stopping import Stopper, StopRequested, clear_requeue
 from restomod.train.faults.watchdog import Watchdog
@@ -215,11 +215,12 @@ def _fit(
     optimizer = build_optimizer(model, recipe.optimizer, compiled)
     times = RankTimes(device)
     saved_health = start.manifest.get("health", {})
+    written = on_first(lambda: read_ledger(folder), run.group)  # which other nodes may not see
     health = Health(
         recipe,
         timeline,
         loader,
-        Ledger(folder, saved_health.get("ledger", [])),
+        Ledger(folder, saved_health.get("ledger", []), written),
         metrics,
         saved_health,
     )
