@@ -243,6 +243,8 @@ class ShardedDataset(Dataset):
 class _OpenShard:
     """A raw shard mapped into memory, locked against removal while it is open."""
 
+    _descriptor = -1  # until there is one: `__del__` runs also where opening fails
+
     def __init__(self, path: Path, column: Column, documents: int, locked: bool) -> None:
         self._descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -78,6 +78,23 @@ def test_damaged_cache_is_unpacked_again(copy):
     assert all_tokens(open_it()) == expected
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_shard_that_leaves_the_cache_before_it_is_opened_is_made_again(copy, monkeypatch):
+    dataset = copy[1]()
+    prepare, left = files.ShardFiles.prepare, []
+
+    def prepare_and_lose(self, shard):
+        path = prepare(self, shard)
+        if not left:
+            left.append(path)
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(files.ShardFiles, "prepare", prepare_and_lose)
+    assert all_tokens(dataset) == all_tokens(copy[1]())
+    assert left
+
+
 def test_missing_shard_names_file(copy):
     folder, open_it = copy
     shard = sorted(folder.glob("*.zstd"))[1]
