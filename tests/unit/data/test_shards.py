@@ -1,5 +1,7 @@
+import errno
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,6 +103,20 @@ def test_missing_shard_names_file(copy):
     shard.unlink()
     with pytest.raises(UserError, match=rf"{shard.name}.*the shard is missing"):
         open_it().tokens(1, 0)
+
+
+@pytest.mark.parametrize("file", ["index.json", "restomod.json"])
+def test_file_that_may_not_be_read_is_named(copy, monkeypatch, file):
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == file:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=rf"/{file} \(stream prose\): cannot be read: Permission"):
+        copy[1]()
 
 
 @pytest.mark.parametrize(
