@@ -276,14 +276,17 @@ def test_full_disk_when_a_spike_is_recorded_is_the_users_to_mend(recipe, unbroke
         here(recipe, *words)
 
 
-def test_rollbacks_end_somewhere(recipe, unbroken, monkeypatch):
-    words = (*SPIKES, "faults.spikes.action=rollback", "faults.spikes.max_rollbacks=2")
+def test_rollbacks_leave_out_as_many_steps_as_asked_and_end_somewhere(
+    recipe, unbroken, monkeypatch
+):
+    words = (*SPIKES, "faults.spikes={action: rollback, rollback_steps: 2, max_rollbacks: 2}")
     with (
         disturbed(monkeypatch, set(range(14, 30)), 100.0),
         pytest.raises(UserError, match="after 2 roll-backs"),
     ):
         here(recipe, "run_name=many", *words)
-    assert len(metrics(unbroken.parent / "many", "rollback")) == 2
+    lines = metrics(unbroken.parent / "many", "rollback")
+    assert [(line["spike_step"], line["rows"]) for line in lines] == [(14, 8), (16, 8)]
 
 
 def test_profile_is_written(recipe, unbroken):
