@@ -99,9 +99,13 @@ def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     group = gloo_group()
     if store := open_store(recipe.store, recipe.run_name):
         on_first(store.check, group)
-    on_first(lambda: webhook_address(recipe.logging.alerts) and None, group)
     held = contextlib.ExitStack()
-    on_first(lambda: held.enter_context(lock_run(recipe.run_folder)) and None, group)
+
+    def take() -> None:  # and return nothing: what is returned goes to all ranks
+        webhook_address(recipe.logging.alerts)
+        held.enter_context(lock_run(recipe.run_folder))
+
+    on_first(take, group)
     start = find_start(recipe, sources, group)
     return PreparedRun(recipe, sources, joined, group, start, held)
 
