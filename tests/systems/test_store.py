@@ -94,20 +94,26 @@ def test_fork_begins_from_the_store_on_nodes_that_never_saw_the_run(
     assert [line["step"] for line in metrics(runs[1])] == [21, 22, 23, 24]
 
 
-def test_nodes_without_a_shared_folder_roll_back_together(tiny, train, tmp_path, new_nodes):
+def test_nodes_without_a_shared_folder_roll_back_and_find_a_run_complete_together(
+    tiny, train, tmp_path, new_nodes
+):
     nodes = new_nodes(2)
     for folder in nodes:
         (folder / "spikes.py").write_text(SPIKES)
-    code, text = train(
+    words = [
         tiny.write(tmp_path / "recipe.yaml", runs_dir="runs", phases__slots=16 * 4 * 512),
         f"store={tmp_path}/store",
         "callbacks.spikes={use: 'spikes:Spikes', step: 14}",
         "faults.spikes={action: rollback, window_steps: 8, threshold: 30}",
         "faults.hang_timeout=30s",
-        nodes=nodes,
-    )
+        "checkpoint.average_best=1",  # averaged/ is on rank 0's node alone
+    ]
+    code, text = train(*words, nodes=nodes)
     assert code == 0, text
     run = nodes[0] / "runs" / "tiny"
     assert len(metrics(run, "rollback")) == 1
     skipped = [(line["step"], line["reason"]) for line in metrics(run, "skipped_step")]
     assert skipped == [(14, "ledger")]
+    code, text = train(*words, nodes=nodes)
+    assert code == 0, text
+    assert "the run is complete at step 16" in text

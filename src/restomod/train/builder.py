@@ -127,8 +127,7 @@ def _train(run: PreparedRun, started: float, stopper: Stopper) -> None:
     uploads = _uploads(run)
     if run.start.folder and run.start.step >= run.start.timeline.end_step:
         log.info("%s: the run is complete at step %d", recipe.run_folder, run.start.step)
-        if recipe.checkpoint.average_best and not (recipe.run_folder / AVERAGED).exists():
-            on_first(lambda: _conclude(recipe), run.group)  # which a kill had prevented
+        on_first(lambda: _conclude_again(recipe), run.group)
         if uploads:
             uploads.add_whole(run.start.step, run.start.manifest)
             uploads.finish()
@@ -339,6 +338,12 @@ def _conclude(recipe: Recipe) -> None:
         log.info("%s", average_at_end(recipe.run_folder, recipe))
     report = write_report(recipe.run_folder)
     log.info("complete: %s shows it, `restomod export %s` writes the model", report, report.parent)
+
+
+def _conclude_again(recipe: Recipe) -> None:
+    """Conclude a complete run if a kill had prevented it; on rank 0."""
+    if recipe.checkpoint.average_best and not (recipe.run_folder / AVERAGED).exists():
+        _conclude(recipe)
 
 
 def _uploads(run: PreparedRun) -> Uploads | None:
