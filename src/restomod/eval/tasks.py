@@ -1,6 +1,7 @@
 """Runs one task of a suite over all systems.
 
-In: a task, systems, what was held out. Out: `TaskScores`. `run.py` calls this.
+In: a task, systems, what was held out. Out: `TaskScores`; a UserError where no system has the
+vectors that a task needs. `run.py` calls this.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from restomod.errors import UserError
 from restomod.eval.classification import majority, score_classification
 from restomod.eval.encoders import Reading, System
 from restomod.eval.folders import labelled_items, retrieval_items
@@ -51,7 +53,7 @@ def run_retrieval(
     count = len(items.documents)
     chance = float(np.mean(1 / np.arange(1, count + 1)))  # of one right answer
     about = items.about | {"fingerprint": items.fingerprint, "documents": count, "chance": chance}
-    return TaskScores(name, "retrieval", about, items.groups, stacked(scores))
+    return TaskScores(name, "retrieval", about, items.groups, stacked(name, scores))
 
 
 def run_classification(
@@ -88,7 +90,7 @@ def run_classification(
         "train_texts": len(items.train_texts),
         "majority": majority(items),
     }
-    return TaskScores(name, "classification", about, items.groups, stacked(scores))
+    return TaskScores(name, "classification", about, items.groups, stacked(name, scores))
 
 
 def _absent(task: RetrievalTask | ClassificationTask, folder: Path) -> str:
@@ -97,8 +99,13 @@ def _absent(task: RetrievalTask | ClassificationTask, folder: Path) -> str:
     return f"{folder} is not there" if left_out else ""
 
 
-def stacked(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
-    """Return system -> metric -> [seeds, queries]."""
+def stacked(name: str, scores: Scores) -> dict[str, dict[str, np.ndarray]]:
+    """Return system -> metric -> [seeds, queries]; raise UserError where no system was scored."""
+    if not scores:
+        raise UserError(
+            f"tasks.{name}: no model here has one vector a text, which this task needs (PyLate's "
+            "have one a token): take the task out, or judge another model"
+        )
     return {
         system: {metric: np.stack([one[metric] for one in seeds]) for metric in seeds[0]}
         for system, seeds in scores.items()
