@@ -1,11 +1,12 @@
 """Runs one task of a suite over all systems.
 
 In: a task, systems, what was held out. Out: `TaskScores`; a UserError where no system has the
-vectors that a task needs. `run.py` calls this.
+vectors that a task needs, or some are not finite. `run.py` calls this.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from restomod.errors import UserError
 from restomod.eval.classification import majority, score_classification
-from restomod.eval.encoders import Reading, System
+from restomod.eval.encoders import Encoder, Reading, System
 from restomod.eval.folders import labelled_items, retrieval_items
 from restomod.eval.items import LabelledItems, RetrievalItems
 from restomod.eval.offline.build import offline_items
@@ -46,8 +47,9 @@ def run_retrieval(
     for system in systems:
         for encoder in system.encoders:
             how = Reading(items.documents, task.whole, query=task.reverse)
-            documents = encoder.encode(items.documents, how)
-            queries = encoder.encode(items.queries, replace(how, query=not task.reverse))
+            documents = _features(name, system, encoder, items.documents, how)
+            asking = replace(how, query=not task.reverse)
+            queries = _features(name, system, encoder, items.queries, asking)
             scored = score_retrieval(items, queries, documents)
             scores.setdefault(system.name, []).append(scored)
     count = len(items.documents)
@@ -80,7 +82,8 @@ def run_classification(
         for encoder in [] if system.name.endswith(PROBE) else system.encoders:
             how = Reading(items.train_texts)
             train, test = (
-                encoder.encode(texts, how) for texts in (items.train_texts, items.test_texts)
+                _features(name, system, encoder, texts, how)
+                for texts in (items.train_texts, items.test_texts)
             )
             scored = score_classification(items, train, test)
             scores.setdefault(system.name, []).append(scored)
@@ -91,6 +94,20 @@ def run_classification(
         "majority": majority(items),
     }
     return TaskScores(name, "classification", about, items.groups, stacked(name, scores))
+
+
+def _features(
+    name: str, system: System, encoder: Encoder, texts: Sequence[str], how: Reading
+) -> Any:
+    """Return a system's features of texts; raise UserError where they are not finite, of which any
+    score would be one of nothing."""
+    features = encoder.encode(texts, how)
+    if isinstance(features, np.ndarray) and not np.isfinite(features).all():
+        raise UserError(
+            f"tasks.{name}: {system.name}: its vectors hold numbers that are not finite, as of a "
+            "model that diverged; judge an earlier checkpoint"
+        )
+    return features
 
 
 def _absent(task: RetrievalTask | ClassificationTask, folder: Path) -> str:
