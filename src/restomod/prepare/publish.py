@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from restomod.errors import UserError
+from restomod.prepare.atomic import replacing
 from restomod.prepare.files import MANIFEST, is_remote, read_bytes
 from restomod.prepare.job import Job
 
@@ -110,9 +111,10 @@ def move_into_place(job: Job, out: str) -> None:
     try:
         job.output.rename(target)
     except OSError:  # another file system
-        partial = target.parent / f".{target.name}.partial-{uuid.uuid4().hex}"
-        shutil.copytree(job.output, partial)
-        partial.rename(target)
+        if old.exists():
+            old.rename(target)  # which stays until the copy is whole
+        with replacing(target) as partial:
+            shutil.copytree(job.output, partial)
     shutil.rmtree(old, ignore_errors=True)
 
 

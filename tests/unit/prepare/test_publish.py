@@ -1,4 +1,7 @@
+import errno
+import shutil
 import uuid
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -66,3 +69,31 @@ def test_an_upload_that_broke_off_goes_on(job, remote, monkeypatch):
     check_target(out)
     move_into_place(job, out)
     assert names() == WHOLE
+
+
+def test_a_copy_that_fails_leaves_the_output_before_it(job, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "manifest.json").write_text("before")
+    rename, copy = Path.rename, shutil.copytree
+
+    def within_a_file_system(path, target):
+        if path == job.output:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    def full(source, target):
+        target.mkdir()
+        (target / "half").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "rename", within_a_file_system)
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(OSError, match="No space left"):
+        move_into_place(job, str(out))
+    assert (out / "manifest.json").read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
+    monkeypatch.setattr(shutil, "copytree", copy)
+    move_into_place(job, str(out))
+    assert (out / "manifest.json").read_text() == "manifest.json"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "work"]
