@@ -5,11 +5,11 @@
 
 In: files or folders of documents (see restomod.prepare.files); what is learned from is sampled
 evenly over the inputs, and evenly over the documents of each. Out: a folder that transformers'
-AutoTokenizer and
-`restomod.data.tokenizer.load_tokenizer` load: tokenizer.json, tokenizer_config.json,
-special_tokens_map.json, and a manifest.json (see stage.py). Special tokens: [UNK] [CLS] [SEP] [PAD]
-[MASK]; users of the exported model get `[CLS] text [SEP]`. The vocabulary has exactly the size that
-was asked for: what the corpus cannot fill is filled with [unused0], [unused1], ...
+AutoTokenizer and `restomod.data.tokenizer.load_tokenizer` load: tokenizer.json,
+tokenizer_config.json, special_tokens_map.json, and a manifest.json (see stage.py). Special tokens:
+[UNK] [CLS] [SEP] [PAD] [MASK]; users of the exported model get `[CLS] text [SEP]`. The vocabulary
+has exactly the size that was asked for: what the corpus cannot fill is filled with [unused0],
+[unused1], ...
 """
 
 from __future__ import annotations
@@ -133,14 +133,14 @@ def _sample(
     with stage.progress(unit=" documents", desc="read") as bar:
         for number, path in enumerate(order):
             documents = read_documents([path], arguments.text_field, tally)
-            counted = _counted((text for text, _ in documents), bar)
-            chosen = sample_evenly(counted, left // (len(order) - number))
+            shown = _shown((text for text, _ in documents), bar)
+            chosen = sample_evenly(shown, left // (len(order) - number))
             left = max(0, left - sum(len(text.encode()) for text in chosen))
             texts.extend(chosen)
     return texts
 
 
-def _counted(items: Iterable[str], bar: Any) -> Iterator[str]:
+def _shown(items: Iterable[str], bar: Any) -> Iterator[str]:
     for item in items:
         bar.update(1)
         yield item
