@@ -52,7 +52,13 @@ class Table:
 
     def texts(self, column: str) -> list[str]:
         """Return the texts of a column, or of a template of several; raise UserError."""
-        names = [name for _, name, _, _ in string.Formatter().parse(column) if name]
+        try:
+            fields = [name for _, name, _, _ in string.Formatter().parse(column)]
+        except ValueError as error:
+            raise UserError(
+                f"columns: {column!r}: is no template such as '{{title}}: {{body}}': {error}"
+            ) from None
+        names = [name for name in fields if name is not None]
         if not names:
             return self._strings(column)
         values = {name: self._strings(name) for name in names}

@@ -101,6 +101,10 @@ def test_a_template_joins_columns(tmp_path):
     assert set(train.texts("{q}? {a}!")) < {f"why? {n}!" for n in range(4)}
     with pytest.raises(UserError, match="has no column b; it has q, a"):
         train.texts("{q} {b}")
+    with pytest.raises(UserError, match=r"columns: '{q': is no template such as .*expected '}'"):
+        train.texts("{q")
+    with pytest.raises(UserError, match="has no column ; it has q, a"):
+        train.texts("{q} {}")
 
 
 @pytest.mark.parametrize(
