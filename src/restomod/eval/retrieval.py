@@ -1,7 +1,7 @@
 """Rank documents by cosine for each query, and score the ranks.
 
-In: `RetrievalItems` and vectors, dense or sparse. Out: metrics of every query. Single vectors only:
-MaxSim over token vectors is mteb's and PyLate's (`mteb_tasks.py`).
+In: `RetrievalItems` and vectors, dense or sparse. Out: metrics of every query. `tasks.py` calls
+this. Single vectors only: MaxSim over token vectors is mteb's and PyLate's (`mteb_tasks.py`).
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ POLL_S, LOOK_S = 0.1, 1.0
 LEAVE_S = 20.0
 """Time that the agent may take to end after its ranks have saved."""
 END_S = 40.0
+"""Time that torchrun may take to end its ranks."""
 PR_SET_PDEATHSIG = 1
 
 
