@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,12 @@ def _best(there: Sequence[Saved], count: int, phase: str = "") -> list[int]:
 
 
 def _average_steps(run: Path, store: Store | None, steps: list[int], out: Path) -> str:
-    average(_copies(run, store, steps), out, {"averaged": steps, "run": run.name})
+    with closing(_copies(run, store, steps)) as copies:
+        average(copies, out, {"averaged": steps, "run": run.name})
     return f"{out}: the mean of the weights at steps {', '.join(map(str, steps))}"
 
 
-def _copies(run: Path, store: Store | None, steps: list[int]) -> Iterator[Path]:
+def _copies(run: Path, store: Store | None, steps: list[int]) -> Generator[Path, None, None]:
     """Yield a whole copy of each checkpoint, of which one from the store is deleted after use."""
     for step in steps:
         folder = checkpoint_folder(run, step)
@@ -110,8 +112,10 @@ def _copies(run: Path, store: Store | None, steps: list[int]) -> Iterator[Path]:
         problem = problem or store.fetch(step, manifest, copy)
         if problem:
             raise UserError(f"{store.address(step)}: the checkpoint cannot be used: {problem}")
-        yield copy
-        shutil.rmtree(copy)
+        try:
+            yield copy
+        finally:
+            shutil.rmtree(copy)
 
 
 def average(folders: Iterable[Path], out: Path, about: dict[str, Any]) -> None:
