@@ -140,17 +140,27 @@ def average(folders: Iterable[Path], out: Path, about: dict[str, Any]) -> None:
             load_state({"model": {name: one}}, reader)
             mean.lerp_(one, 1 / count)  # in place, and exact for equals
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with disk_errors(partial, "The average is not written, the run is as it was"):
-        (partial / STATE).mkdir(parents=True)
-        save_state({"model": weights}, partial, None)
-        (partial / MODEL).write_text(json.dumps(shape))
-        files = {
-            path.relative_to(partial).as_posix(): describe_file(path)
-            for path in sorted(partial.rglob("*"))
-            if path.is_file()
-        }
-        manifest = {"format": FORMAT, **about, "files": files}
-        write_durably(partial / MANIFEST, json.dumps(manifest, indent=1))
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
+    try:
+        with disk_errors(partial, "The average is not written, the run is as it was"):
+            _write(weights, shape, about, partial)
+            shutil.rmtree(out, ignore_errors=True)
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    weights: dict[str, torch.Tensor], shape: dict[str, Any], about: dict[str, Any], folder: Path
+) -> None:
+    """Write a folder like a checkpoint's, in place of what a killed process left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / STATE).mkdir(parents=True)
+    save_state({"model": weights}, folder, None)
+    (folder / MODEL).write_text(json.dumps(shape))
+    files = {
+        path.relative_to(folder).as_posix(): describe_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"format": FORMAT, **about, "files": files}
+    write_durably(folder / MANIFEST, json.dumps(manifest, indent=1))

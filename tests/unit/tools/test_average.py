@@ -1,5 +1,6 @@
 """The mean of checkpoints, and what takes it."""
 
+import errno
 import sys
 import time
 
@@ -114,6 +115,17 @@ def test_different_models_are_refused(run, recipe, tmp_path):
     save(run, 6, 1.0, model=MaskedLM(EncoderConfig(**{**TINY, "hidden_size": 64})))
     with pytest.raises(UserError, match="step-00000006: is another model"):
         average_run(run, recipe, tmp_path / "out", last=2)
+
+
+def test_a_full_disk_leaves_nothing_of_the_average(run, recipe, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("restomod.tools.average.write_durably", full)
+    (tmp_path / "made").mkdir()
+    with pytest.raises(UserError, match=r"the disk is full: .* The average is not written"):
+        average_run(run, recipe, tmp_path / "made" / "out", last=2)
+    assert not [*(tmp_path / "made").iterdir()]
 
 
 def test_checkpoints_that_are_in_the_store_alone_are_fetched_and_not_kept(run, recipe, tmp_path):
