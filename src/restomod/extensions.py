@@ -9,6 +9,7 @@ own, before the model is built. docs/extend.md has an example.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib
 import json
@@ -117,11 +118,18 @@ def make(given: Mapping[str, Any]) -> Any:
 
 def shared(given: Mapping[str, Any]) -> Any:
     """Return one instance for all equal mappings: of what has no state."""
-    return _shared(json.dumps(given, sort_keys=True))
+    return _shared(json.dumps(given, sort_keys=True), 0)
+
+
+def of_this_process(given: Mapping[str, Any]) -> Any:
+    """Return this process's own instance for all equal mappings: of what may hold open files or
+    connections, which a fork of the process must not use."""
+    return _shared(json.dumps(given, sort_keys=True), os.getpid())
 
 
 @functools.cache
-def _shared(given: str) -> Any:
+def _shared(given: str, process: int) -> Any:
+    """Return the instance of a process; 0: the one that forks share."""
     return make(json.loads(given))
 
 
@@ -135,5 +143,7 @@ def _find(name: str) -> Any:
     except Exception as error:  # whatever a user's module raises
         raise UserError(f"{module} cannot be imported: {type(error).__name__}: {error}") from error
     if not hasattr(found, attribute):
-        raise UserError(f"{module} has no {attribute}")
+        near = difflib.get_close_matches(attribute, vars(found), n=1)
+        hint = f"; did you mean {module}:{near[0]}?" if near else ""
+        raise UserError(f"{module} has no {attribute}{hint}")
     return getattr(found, attribute)

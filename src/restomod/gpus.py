@@ -7,6 +7,7 @@ look up the GPU that they run on.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 from restomod.errors import UserError
@@ -42,22 +43,24 @@ GPUS = {
     "l4": Gpu("L4", 121e12, 24e9, 0.3e12, 32e9),
     "a10": Gpu("A10", 125e12, 24e9, 0.6e12, 32e9),
 }
-"""By the name that `restomod plan --gpu` takes; the first whose part is in a device's name counts
-for that device."""
+"""By the name that `restomod plan --gpu` takes; the first whose part is in a device's name, with no
+digit after it, counts for that device: an L40 is no L4, an RTX A1000 no A100."""
 
 
 def gpu_named(name: str) -> Gpu:
     """Return the GPU that the user names; raises UserError for an unknown one."""
     found = GPUS.get(name.lower())
     if found is None:
-        near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0)[0]
+        begun = [known for known in GPUS if name.lower().startswith(known)]
+        near = begun or difflib.get_close_matches(name.lower(), GPUS, n=1)
+        hint = f"; did you mean {max(near, key=len)}?" if near else "."
         raise UserError(
-            f"--gpu {name}: no data sheet of it is here; did you mean {near}? There are "
-            f"{', '.join(GPUS)}"
+            f"--gpu {name}: no data sheet of it is here{hint} There are {', '.join(GPUS)}"
         )
     return found
 
 
 def peak_flops_of(device_name: str) -> float:
     """Return the bf16 peak of the GPU that the driver calls so; 0 for an unknown one."""
-    return next((gpu.flops for gpu in GPUS.values() if gpu.part in device_name), 0.0)
+    known = (gpu for gpu in GPUS.values() if re.search(rf"{gpu.part}(?!\d)", device_name))
+    return next((gpu.flops for gpu in known), 0.0)

@@ -14,6 +14,7 @@ from restomod.config import (
     CardConfig,
     OptimizerConfig,
     Recipe,
+    StreamConfig,
 )
 from restomod.impossible_phase import RATES, is_rate, phase_problems
 from restomod.units import parse_duration, parse_slots
@@ -241,6 +242,11 @@ def _data(recipe: Recipe) -> Problems:
                     "nothing reads it with a source of your own",
                 )
             bad.require(stream.max_epochs > 0, f"{key}.max_epochs", "must be positive")
+            bad.require(
+                section == "data" or stream.max_epochs == StreamConfig.max_epochs,
+                f"{key}.max_epochs",
+                "nothing reads it of what is held out, of which each pass takes the same rows",
+            )
     return bad
 
 

@@ -32,8 +32,15 @@ KINDS = {
 }
 """What a file is, by a key that only such files have."""
 
+FOREIGN = {
+    "train_loader": "AnswerDotAI/ModernBERT's code; docs/migrate.md has its keys beside ours",
+}
+"""Whose a file is, by a key that only such files have."""
+
 DEEPEST = 50
 """Levels of keys in a file; no schema has so many."""
+LONGEST = 80
+"""Characters of a value that a message shows."""
 LARGEST, SMALLEST = 3.4e38, 1.2e-38
 """Of numbers: what float32 holds."""
 MISSING = "???"
@@ -147,6 +154,8 @@ def _checked(
 
 def _refuse_other_kind(plain: dict[str, Any], schema: type, places: Places) -> None:
     """Raise UserError for a file that another command takes, rather than list all of its keys."""
+    for key in FOREIGN.keys() & plain.keys() - typing.get_type_hints(schema).keys():
+        raise UserError(f"{place(key, places)}{key}: this is a YAML of {FOREIGN[key]}")
     own = KINDS.keys() & typing.get_type_hints(schema).keys()
     if not own or own & plain.keys():
         return
@@ -261,7 +270,16 @@ def _override(merged: Any, override: str, places: Places) -> None:
         raise UserError(f"command line: `{override}`: {str(error).splitlines()[0]}") from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise UserError(f"command line: `{override}`: the value is not valid YAML") from error
-    places[".".join(parts)] = "command line"
+    _note_override(value, ".".join(parts), places)
+
+
+def _note_override(value: Any, key: str, places: Places) -> None:
+    """Note that a key, and what a value says below it, were given on the command line."""
+    places[key] = "command line"
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for name, item in value.items() if isinstance(value, dict) else ():
+        _note_override(item, f"{key}.{name}", places)
 
 
 def place(key: str, places: Places) -> str:
@@ -370,7 +388,12 @@ def _unknown(
         hint = f"did you mean `{everywhere[name]}`?"
     else:
         hint = f"valid keys here: {', '.join(hints)}"
-    return f"{place(path, places)}{path}: unknown key (value {value!r}); {hint}"
+    return f"{place(path, places)}{path}: unknown key (value {_short(value)}); {hint}"
+
+
+def _short(value: Any) -> str:
+    written = repr(value)
+    return written if len(written) <= LONGEST else f"{written[:LONGEST]} ..."
 
 
 def _known_keys(kind: Any, prefix: str = "") -> list[str]:

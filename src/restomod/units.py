@@ -29,9 +29,10 @@ def parse_duration(text: str | int) -> float:
 
     Raises ValueError for anything else.
     """
-    match = re.fullmatch(
-        r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", str(text).strip()
-    )
+    text = str(text).strip()
+    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
     if not match or not any(match.groups()):
         raise ValueError(f"`{text}` is not a time such as 45s, 30m or 23h30m")
     days, hours, minutes, seconds = (float(part or 0) for part in match.groups())

@@ -34,7 +34,7 @@ def recipe(tiny, tmp_path, monkeypatch):
         ("callbacks.n={every: 1}", "callbacks.n.use: None: write package.module:Name"),
         ("callbacks.n={use: 'nowhere_at_all:N'}", "nowhere_at_all cannot be imported: ModuleNot"),
         ("callbacks.n={use: 'broken_extras:N'}", "broken_extras cannot be imported: ModuleNot"),
-        ("callbacks.n={use: 'my_extras:Norm'}", "my_extras has no Norm"),
+        ("callbacks.n={use: 'my_extras:Norm'}", "has no Norm; did you mean my_extras:Norms?"),
         ("callbacks.n={use: 'my_extras:torch'}", "is no dataclass"),
         ("callbacks.n={use: 'my_extras:Exponential'}", "has no method run_event"),
         (

@@ -76,6 +76,18 @@ PHASE = "phases.pretrain"
             "batch_warmup.slots",
             "100M: the phase ends before it",
         ),
+        *(
+            (
+                f"{PHASE}.slots=8M;{PHASE}.batch_rows={rows};"
+                f"{PHASE}.batch_warmup={{slots: 7.9M, first_rows: 100, increment_rows: 100}}",
+                "batch_warmup",
+                f"{sizes} each, take {slots} slots, more than the phase has",
+            )
+            for rows, sizes, slots in (
+                (300, "its 2 sizes, 2 steps", "9,830,400"),
+                (400, "its 3 sizes, 1 step", "9,830,400"),
+            )
+        ),
         (
             f"{PHASE}.schedule.warmup=60M;{PHASE}.schedule.decay=50M",
             "schedule",
@@ -92,6 +104,11 @@ PHASE = "phases.pretrain"
         ("data.download_timeout_s=1e7", "data.download_timeout_s", "at most a million"),
         ("optimizer.lr=1e-40", "optimizer.lr", "zero, or one from 1.2e-38 on, is expected"),
         (f"{PHASE}.batch_rows=20000000", "batch_rows", "must be at most 16,777,216"),
+        (
+            "evaluation.streams.own={path: x, max_epochs: 2}",
+            "evaluation.streams.own.max_epochs",
+            "nothing reads it of what is held out",
+        ),
         ("data.lanes=1048577", "data.lanes", "at most 1,048,576"),
         ("optimizer.lr=8", "optimizer.lr", "8.0: must be positive, and at most 1"),
         ("optimizer.eps=1", "optimizer.eps", "must lie in (0, 1)"),

@@ -160,6 +160,27 @@ def test_mistakes_in_a_file_carry_file_and_line(good):
     assert f"{good}:14: sede: unknown key (value 4); did you mean `seed`?" in message
 
 
+def test_a_key_that_the_command_line_gives_inside_a_mapping_of_the_file_is_said_to_be_from_there(
+    good,
+):
+    good.write_text(GOOD + "model:\n  layers: 4\n")
+    message = refused(good, overrides=["model={layers: many, heads: few}"])
+    assert "command line: model.layers: 'many' is text" in message
+    assert "command line: model.heads: 'few' is text" in message
+
+
+def test_a_long_value_is_cut_in_the_message(good):
+    message = refused(good, overrides=[f"sede=[{', '.join(map(str, range(100)))}]"])
+    assert "sede: unknown key (value [0, 1, 2, " in message
+    assert "99" not in message
+
+
+def test_a_yaml_of_answerdotais_code_is_recognised(good):
+    good.write_text(GOOD + "train_loader: {name: text}\nmax_duration: 1ba\n")
+    message = refused(good)
+    assert message.startswith(f"{good}:11: train_loader: this is a YAML of AnswerDotAI/ModernBERT")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -35,13 +35,13 @@ def test_durations_show_two_units(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("45s", 45), ("30m", 1800), ("23h30m", 84_600), ("1d", 86_400)],
+    [("90", 90), (1.5, 1.5), ("45s", 45), ("30m", 1800), ("23h30m", 84_600), ("1d", 86_400)],
 )
 def test_durations_of_recipes_are_seconds(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "h", "-3s", "5 apples", "30m2h"])
+@pytest.mark.parametrize("text", ["", "h", "-3s", "5 apples", "30m2h", "23h30"])
 def test_durations_that_are_none(text):
     with pytest.raises(ValueError, match="is not a time such as"):
         parse_duration(text)

@@ -281,7 +281,8 @@ def _in_worker(
         try:
             message = next(iterator)
         except RuntimeError as error:
-            if "timed out" in str(error):  # torch asks for the same message next time
+            # torch's own words, not those of an error of the worker's. It asks again next time.
+            if str(error).startswith("DataLoader timed out"):
                 if give_up():
                     raise StoppedWaiting from None
                 continue

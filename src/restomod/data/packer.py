@@ -106,7 +106,7 @@ class Packer(Generic[Item]):
 
     def _closing_pair(self, room: int) -> tuple[int, ...]:
         """Return the lengths of the one or two chunks that fill `room` best; one of two is among
-        the oldest. None where none fits."""
+        the oldest. Empty where none fits."""
         best = self._longest(room)
         closing: tuple[int, ...] = (best,) if best else ()
         for length, _ in islice(self._by_age.values(), TRIES):

@@ -85,7 +85,9 @@ def _check(job: Job) -> None:
             "the file of --profile (launchers/profiles/example.yaml shows one)",
         )
         need(
-            not profile.secrets or bool(profile.kubernetes.secret), "kubernetes.secret: is missing"
+            not profile.secrets or bool(profile.kubernetes.secret),
+            "kubernetes.secret: is missing: the Secret of the cluster that holds "
+            f"{', '.join(profile.secrets)}",
         )
         bad = [
             m.source for m in profile.mounts if not m.source.startswith(("/", "pvc:", "scratch:"))
@@ -222,6 +224,6 @@ def fill(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    # A `command` of the profile is one already.
+    # `command` is for what the profile gives as a command of the shell's: it stays as it is.
     templates.filters |= {"shell": words, "sbatch": sbatch, "pod": pod, "command": Quoted}
     return templates.get_template(template).render(values)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from restomod.errors import UserError
 from restomod.optim.sharding import local
 from restomod.optim.stable_adamw import Measured, StableAdamW, decay_per_lr
 
@@ -67,6 +68,18 @@ class Own(StableAdamW):
             moments = {name: local(state[name]) for name in self._rule.moments}
             before = {name: moment.clone() for name, moment in moments.items()}
             direction = self._rule(local(w.grad), moments, int(state["step"]))
+            if getattr(direction, "shape", None) != weight.shape:
+                name, given = type(self._rule).__name__, _described(direction)
+                raise UserError(
+                    f"optimizer.name: {name}: returned {given} for a gradient of shape "
+                    f"{list(weight.shape)}; a direction has that shape"
+                )
             for name, moment in moments.items():
                 moment.copy_(torch.where(skip, before[name], moment))
             weight.copy_(torch.where(skip, weight, torch.sub(weight * kept, direction, alpha=lr)))
+
+
+def _described(direction: Any) -> str:
+    if isinstance(direction, Tensor):
+        return f"a tensor of shape {list(direction.shape)}"
+    return f"a {type(direction).__name__}"

@@ -235,15 +235,19 @@ def make_manifest(
         "stages": stages(results, everything),
         "tokenizer": tokenizer,
         "rejects": examples,
-        "notes": _notes(job.recipe, datasets),
+        "notes": _notes(job.recipe, datasets, sources),
         "versions": versions(VERSIONS),
         "recipe": identity(job.recipe),
         "inputs": inputs,
     }
 
 
-def _notes(recipe: Preparation, datasets: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    notes = []
+def _notes(
+    recipe: Preparation,
+    datasets: dict[str, dict[str, dict[str, Any]]],
+    sources: list[dict[str, Any]],
+) -> list[str]:
+    notes = [note for source in sources if (note := mostly_dropped(source))]
     for name in recipe.sources:
         splits = datasets.get(name, {})
         if "train" not in splits:
@@ -254,3 +258,19 @@ def _notes(recipe: Preparation, datasets: dict[str, dict[str, dict[str, Any]]]) 
                 f"{recipe.heldout.share:g}. Raise it, or train without this source's heldout."
             )
     return notes
+
+
+def mostly_dropped(source: dict[str, Any]) -> str:
+    """Return a note on a source that lost more than half of its documents; empty otherwise."""
+    of_stages = source["stages"]
+    read, kept = of_stages[0]["documents_in"], of_stages[-1]["documents_out"]
+    if 2 * kept >= read:
+        return ""
+    dropped: Counter[str] = Counter()
+    for stage in of_stages:
+        dropped.update(stage["dropped"])
+    reason, number = dropped.most_common(1)[0]
+    return (
+        f"{source['name']}: {read - kept:,} of {read:,} documents were dropped, {number:,} of them "
+        f"as {reason}."
+    )

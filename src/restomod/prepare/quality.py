@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 DIGIT = re.compile(r"\d")
 ALPHABETIC = re.compile(r"[^\W\d_]")
 SYMBOL = re.compile(r"[^\w\s]")
 BULLETS = ("-", "*", "•", "‣", "●", "·", "\u2013")
 ELLIPSES = ("...", "…")
-STOP_WORDS = frozenset(["the", "be", "to", "of", "and", "that", "have", "with"])
+STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Gopher's, by which English prose is told from lists and menus."""
 UNLIMITED = 1 << 40
 
@@ -55,7 +55,10 @@ class QualityConfig:
     max_repeated_character_share: float = 1.0
     """[repeated_text] Characters in such lines, of those in all lines. Gopher: 0.2."""
     min_stop_words: int = 0
-    """[too_few_stop_words] How many of the, be, to, of, and, that, have, with. Gopher: 2."""
+    """[too_few_stop_words] How many of `stop_words`. Gopher: 2."""
+    stop_words: list[str] = field(default_factory=lambda: list(STOP_WORDS))
+    """Words that `min_stop_words` counts. These are Gopher's, for English; other languages need
+    their own."""
 
     def impossible(self) -> list[tuple[str, str]]:
         """Return (key, reason) for limits that nothing can keep."""
@@ -72,8 +75,9 @@ class QualityConfig:
                 bad.append((key, "must lie in [0, 1]"))
         if self.max_symbol_word_ratio < 0:
             bad.append(("max_symbol_word_ratio", "must not be negative"))
-        if not 0 <= self.min_stop_words <= len(STOP_WORDS):
-            bad.append(("min_stop_words", f"must lie in 0 .. {len(STOP_WORDS)}"))
+        most = len(set(self.stop_words))
+        if not 0 <= self.min_stop_words <= most:
+            bad.append(("min_stop_words", f"must lie in 0 .. {most}, the number of stop_words"))
         return bad
 
 
@@ -113,7 +117,7 @@ def _broken(text: str, config: QualityConfig) -> Iterator[str]:
         if alphabetic < config.min_alphabetic_word_share * count:
             yield "too_few_alphabetic_words"
     yield from _broken_by_lines(text, config)
-    if config.min_stop_words and len(STOP_WORDS & set(words)) < config.min_stop_words:
+    if len(set(config.stop_words).intersection(words)) < config.min_stop_words:
         yield "too_few_stop_words"
 
 

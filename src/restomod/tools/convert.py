@@ -39,7 +39,8 @@ def import_checkpoint(file: Path, out: Path, config: Path | None, tokenizer: Pat
     is read. `tokenizer` is a folder; without it the stored one is taken. Raises UserError for other
     files, for models that our encoder is not, and where something is missing or contradictory.
     """
-    state = _inner(load_foreign(file), "state")
+    whole = load_foreign(file)
+    state = _inner(whole, "state") or (whole if isinstance(whole, Mapping) else {})
     weights = unwrapped(_inner(state, "model") or state, file)
     stored = _inner(_inner(state, "integrations"), "huggingface")
     settings = dict(_inner(_inner(_inner(stored, "model"), "config"), "content"))

@@ -106,6 +106,24 @@ def test_hostile_words_reach_skypilots_shell_as_they_are(recipe, tmp_path):
     assert not list(tmp_path.rglob("pwned"))
 
 
+def test_skypilots_nodes_run_the_python_that_their_set_up_makes(recipe, tmp_path):
+    made = tmp_path / ".venv" / "bin" / "python"
+    made.parent.mkdir(parents=True)
+    made.write_text("#!/bin/sh\necho made by set-up\n")
+    made.chmod(0o755)
+    task = yaml.safe_load(render(job(recipe, "skypilot", profile=Profile())))
+    assert task["setup"].strip() == "make setup"
+    script = "SKYPILOT_NODE_IPS=10.0.0.1 SKYPILOT_NODE_RANK=0\n" + task["run"]
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "made by set-up\n"
+
+
+def test_a_secret_that_pods_need_is_asked_for_by_the_variables_that_it_holds(recipe):
+    profile = Profile(image="registry.local/restomod:1", secrets=["WANDB_API_KEY"])
+    with pytest.raises(UserError, match=r"kubernetes\.secret: is missing.* holds WANDB_API_KEY"):
+        render(job(recipe, "kubernetes", profile=profile))
+
+
 @pytest.mark.parametrize(
     "word",
     [

@@ -131,6 +131,20 @@ def test_the_imported_model_scores_as_transformers_does(reference, checkpoint, t
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize("within", ["nothing", "model"])
+def test_weights_that_stand_alone_in_a_file_are_read(reference, tiny, tmp_path, within):
+    weights = reference[1]
+    torch.save({"model": weights} if within == "model" else weights, tmp_path / "bare.pt")
+    (tmp_path / "y.yaml").write_text(yaml.safe_dump({"model": {"model_config": dict(SETTINGS)}}))
+    arguments = (tmp_path / "out", tmp_path / "y.yaml", tiny.folder / "tokenizer")
+    import_checkpoint(tmp_path / "bare.pt", *arguments)
+    norm = load_model(tmp_path / "out").state_dict()["encoder.final_norm.weight"]
+    assert torch.equal(norm, weights["model.bert.final_norm.weight"])
+    torch.save([1], tmp_path / "bare.pt")
+    with pytest.raises(UserError, match="no FlexBERT masked-language model"):
+        import_checkpoint(tmp_path / "bare.pt", *arguments)
+
+
 def test_what_is_not_stored_comes_from_the_command_line(
     checkpoint, tiny, tmp_path, monkeypatch, capsys
 ):

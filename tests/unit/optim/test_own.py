@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from restomod.optim.own import Own
+from restomod.errors import UserError
+from restomod.optim.own import Own, Rule
 
 SHAPES = [(6, 4), (4,), (5, 3), ()]
 LR = 1e-2
@@ -47,7 +48,7 @@ def set_gradients(parameters: list[nn.Parameter], step: int) -> None:
         p.grad = torch.randn(p.shape, generator=generator)
 
 
-def own(parameters: list[nn.Parameter], rule: Momentum | Adam, decay: float = 0.0) -> Own:
+def own(parameters: list[nn.Parameter], rule: Rule, decay: float = 0.0) -> Own:
     groups = [{"params": parameters, "weight_decay": decay, "decays": True}]
     return Own(groups, lr=LR, lr_max=LR, rule=rule)
 
@@ -98,3 +99,22 @@ def test_a_skipped_step_changes_no_bit_of_weights_and_moments(why: str) -> None:
     set_gradients(parameters, 2)
     mine.step()
     assert not any(torch.equal(a, b) for a, b in zip(before, everything, strict=True))
+
+
+@dataclass
+class Odd:
+    """Returns what is no direction."""
+
+    moments: ClassVar = ()
+    wrong: str = "sum"
+
+    def __call__(self, gradient: Tensor, moments: dict[str, Tensor], step: int) -> Tensor:
+        return gradient.sum() if self.wrong == "sum" else None  # type: ignore[return-value]
+
+
+def test_a_direction_of_another_shape_is_refused() -> None:
+    for wrong, said in (("sum", r"a tensor of shape \[\]"), ("none", "a NoneType")):
+        parameters = weights()
+        set_gradients(parameters, 0)
+        with pytest.raises(UserError, match=f"Odd: returned {said} for a gradient of shape"):
+            own(parameters, Odd(wrong)).step()

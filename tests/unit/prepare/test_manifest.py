@@ -1,6 +1,6 @@
 """What the manifest and the messages count."""
 
-from restomod.prepare.manifest import Results, bad_input
+from restomod.prepare.manifest import Results, bad_input, mostly_dropped
 
 
 def test_records_that_hold_nothing_are_no_bad_input():
@@ -10,3 +10,11 @@ def test_records_that_hold_nothing_are_no_bad_input():
     assert records == 30
     assert bad == {"broken_json": 3, "undecodable": 1}
     assert empty == {"empty_line": 5}
+
+
+def test_a_source_that_loses_more_than_half_is_noted_with_the_commonest_reason():
+    read = {"documents_in": 1000, "documents_out": 1000, "dropped": {}}
+    quality = {"documents_in": 1000, "documents_out": 499, "dropped": {"few": 400, "long": 101}}
+    note = mostly_dropped({"name": "web", "stages": [read, quality]})
+    assert note == "web: 501 of 1,000 documents were dropped, 400 of them as few."
+    assert mostly_dropped({"name": "web", "stages": [read, quality | {"documents_out": 500}]}) == ""

@@ -56,3 +56,11 @@ def test_each_rule_drops_what_is_beyond_its_limit_only(limit, value, broken, kep
 def test_the_defaults_drop_what_holds_no_word():
     assert broken_rule("", QualityConfig()) == "too_few_characters"
     assert broken_rule(" \n", QualityConfig()) == "too_few_words"
+
+
+def test_stop_words_are_those_of_the_language_that_the_recipe_names():
+    german = QualityConfig(min_stop_words=2, stop_words=["der", "und", "ist"])
+    assert broken_rule("der Tag und das Jahr", german) == ""
+    assert broken_rule("the end of it", german) == "too_few_stop_words"
+    too_few = QualityConfig(min_stop_words=2, stop_words=["der", "der"])
+    assert [key for key, _ in too_few.impossible()] == ["min_stop_words"]

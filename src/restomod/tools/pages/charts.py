@@ -15,6 +15,7 @@ Point = tuple[float, float]
 
 SI_UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
 WIDE_PX, PHONE_PX = 900, 270  # widths of a wide plot, which decide whether a phase's name fits
+LONGEST_TICK = 6  # characters beside the plot, a percent sign not counted
 CURVES = (
     '<svg class="curves" width="100%" height="100%" viewBox="0 0 1000 1000" '
     'preserveAspectRatio="none">'
@@ -157,7 +158,8 @@ def _log_scale(low: float, high: float) -> YScale:
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """Label ticks with just enough digits to tell them apart."""
+    """Label ticks with just enough digits to tell them apart; zeros that find no room beside the
+    plot are left out."""
     top = max(map(abs, ticks))
     if top >= 10_000:
         return [si(tick) if tick else "0" for tick in ticks]
@@ -166,7 +168,12 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     decimals = 0
     while decimals < 6 and any(abs(t - round(t, decimals)) > 1e-9 * top for t in ticks):
         decimals += 1
-    return [f"{tick:.{decimals}f}" for tick in ticks]
+    labels = [f"{tick:.{decimals}f}" for tick in ticks]
+    return [_trimmed(label) if len(label) > LONGEST_TICK else label for label in labels]
+
+
+def _trimmed(label: str) -> str:
+    return label.rstrip("0").rstrip(".") if "." in label else label
 
 
 def _scientific(value: float) -> str:

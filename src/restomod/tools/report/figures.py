@@ -229,7 +229,7 @@ def _legend(figure: Figure, curves: Sequence[Curve], ends: Sequence[tuple[str, s
     items = []
     for curve, (_, value) in zip(curves, ends, strict=True):
         if curve.listed:
-            label = "" if len(figure.curves) == 1 else escape(curve.label)
+            label = "" if curve.label == figure.title else escape(curve.label)
             items.append(
                 f"<li>{key(curve.style)}{label} "
                 f'<b data-value="{escape(curve.label)}">{value}</b></li>'

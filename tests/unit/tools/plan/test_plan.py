@@ -152,6 +152,8 @@ def test_command_plans_for_gpus_without_torch(tiny, tmp_path):
     ("words", "message"),
     [
         (["--gpu", "h1000"], "--gpu h1000: no data sheet of it is here; did you mean h100?"),
+        (["--gpu", "A100-80GB"], "no data sheet of it is here; did you mean a100?"),
+        (["--gpu", "mi300x"], "no data sheet of it is here. There are b200, h200"),
         (["--mfu", "40"], "--mfu 40: a share of the peak, in (0, 1]"),
         (["--mfu", "0"], "--mfu 0: a share of the peak, in (0, 1]"),
         (["--mfu", "nan"], "--mfu nan: a share of the peak, in (0, 1]"),

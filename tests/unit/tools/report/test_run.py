@@ -484,6 +484,16 @@ def test_single_step_and_constant_curves_are_drawn(tmp_path: Path) -> None:
     assert "Nothing logged for: Evaluation loss, Model FLOPs utilisation." in page
 
 
+def test_a_single_curve_is_named_unless_the_title_does(tmp_path: Path) -> None:
+    views = {"mask_0.3": {"all": {"loss": 2.5, "accuracy": 0.5, "masked_tokens": 10}}}
+    lines = [train_line(1), train_line(2), eval_line(1, all=3.0), eval_line(2, all=2.0)]
+    lines[2:] = [line | {"views": views} for line in lines[2:]]
+    page = page_of(run_folder(tmp_path, lines))
+    legends = dict(re.findall(r"<h3>([^<]*)</h3><ul class=\"legend\">(.*?)</ul>", page))
+    assert "mask_0.3" in text_of(legends["Evaluation loss at other mask rates and lengths"])
+    assert text_of(legends["Throughput"]).split() == ["500.0"]
+
+
 def test_evaluation_lines_before_any_step_do_not_need_training(tmp_path: Path) -> None:
     lines = [eval_line(0, all=10.5), train_line(1), eval_line(1, all=10.0)]
     assert "10.000 all domains, step 1" in text_of(page_of(run_folder(tmp_path / "a", lines)))
@@ -537,6 +547,7 @@ def test_counts_read_as_in_recipes(value: float, text: str) -> None:
 def test_ticks_are_round_and_enclose_the_values() -> None:
     assert charts.nice_ticks(0.0, 0.97) == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     assert charts.tick_labels([0.0, 0.25, 0.5]) == ["0.00", "0.25", "0.50"]
+    assert charts.tick_labels([99.95, 99.975, 100.0]) == ["99.950", "99.975", "100"]
     assert charts.tick_labels([0.0, 2e-4, 4e-4]) == ["0", "2e-4", "4e-4"]
     assert charts.tick_labels([0.0, 1e6, 2e6]) == ["0", "1M", "2M"]
     for low, high in ((3.0, 3.0), (0.0, 0.0), (-3e8, 5e9), (1e-9, 2e-9), (99.7, 99.9)):
