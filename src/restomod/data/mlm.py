@@ -166,9 +166,9 @@ def _ids(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     ids = np.asarray(tokens) if len(tokens) else np.zeros(0, np.int64)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"tokens have shape {ids.shape} and type {ids.dtype}: [T] ids are wanted")
-    for id_ in (ids.min(initial=0), ids.max(initial=0)):
-        if not 0 <= id_ < vocab_size:
-            raise ValueError(f"token {id_} does not exist in a vocabulary of {vocab_size}")
+    foreign = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(foreign):
+        raise ValueError(f"token {foreign[0]} does not exist in a vocabulary of {vocab_size}")
     if np.iinfo(ids.dtype).max < vocab_size - 1:
         ids = ids.astype(np.promote_types(ids.dtype, np.min_scalar_type(vocab_size - 1)))
     return ids

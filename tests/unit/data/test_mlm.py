@@ -58,6 +58,13 @@ def test_any_token_of_the_vocabulary_can_be_drawn_in_the_place_of_narrow_ones(dt
     assert inputs.dtype == {"uint8": np.uint16, "int16": np.int32}.get(dtype, dtype)
 
 
+@pytest.mark.parametrize(("size", "expected"), [(256, np.uint8), (257, np.uint16)])
+def test_a_type_that_holds_the_vocabulary_stays(size, expected):
+    tokens = np.array([0, 255], np.uint8)
+    inputs, _ = mask_tokens(tokens, 0.0, np.random.default_rng(0), size, (), MASK)
+    assert inputs.dtype == expected
+
+
 def test_what_is_no_token_of_the_vocabulary_is_refused_at_any_rate():
     rng = np.random.default_rng(0)
     for tokens in ([7, -1], [7, V], [[7]], [7.0]):
