@@ -3,8 +3,8 @@
 The paper's protocol (arXiv 2412.13663, section 4.1): 8,192 synthetic documents, of 512 or 8,192
 tokens each (fixed), or of normally distributed lengths with half of that as mean and a standard
 deviation of 64 or 1,024 (variable). Texts are less even than that: a third kind has log-normal
-lengths (median 200, sigma 0.9), cut at 512. On a CPU `--documents`
-takes fewer. All compute the mean of a document's last hidden states, without gradients:
+lengths (median 200, sigma 0.9), cut at 512. Without `--documents` there are as few as suit a CPU.
+All compute the mean of a document's last hidden states, without gradients:
 
 - ours: `TextEncoder.embed_ids`, as `restomod embed` does: sorted by length, packed, never padded;
 - transformers' ModernBertModel with our weights (sdpa; on CUDA flash-attn 2, which unpads inside,
@@ -63,7 +63,7 @@ NAMES = {
     "bert": "BertModel, padded to the limit",
 }
 DOCUMENTS = {("17m", 512): 32, ("17m", 8192): 2, ("150m", 512): 12, ("150m", 8192): 2}
-"""On a CPU, unless --documents says otherwise; other sizes take the 17 M model's."""
+"""As suits a CPU, unless --documents says otherwise; other sizes take the 17 M model's."""
 PADDED_TOKENS = {"cpu": (1024, 4096, 16_384), "cuda": (32_768, 131_072, 524_288)}
 """Sizes of padded batches that are tried, in tokens; a document at least."""
 Documents = list[np.ndarray]

@@ -3,8 +3,7 @@
     python -m benchmarks.prepare data/demo/corpus
 
 In: a folder of JSON lines; without one, the demo's corpus is harvested. All cores prepare it, stage
-by stage. Then the same documents are
-tokenised again, in turn, and the best times are compared:
+by stage. Then the same documents are tokenised again, in turn, and the best times are compared:
 
     pipeline      the pipeline's stage: reads documents, leaves duplicates out, splits, stores ids
     one process   `encode_batch_fast` on texts in memory, with the library's threads on all cores

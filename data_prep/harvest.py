@@ -322,7 +322,7 @@ def _work(arguments: argparse.Namespace) -> None:
             f"{arguments.out}/{domain}: {counted(train['documents'], 'document')}, "
             f"{train['text_bytes'] / 1e6:.1f} MB to train on; {heldout['documents']}, "
             f"{heldout['text_bytes'] / 1e6:.2f} MB held out "
-            f"({len(heldout['distributions'])} distributions)"
+            f"({counted(len(heldout['distributions']), 'distribution')})"
         )
 
 

@@ -8,7 +8,8 @@ So an output folder is complete or not there, and what a killed run leaves is re
 
     script, format     which script wrote it, and the version of what it writes
     options            every option that changes the output
-    inputs             [{path, bytes, mtime_ns}, ...], or what the script says it reads
+    inputs             [{path, bytes, mtime_ns}, ...] (in an object store `version` stands for the
+                       time), or what the script says it reads
     result             what the script counted: documents read and kept, dropped and altered by
                        reason, bytes, tokens, the tokenizer's fingerprint
     problems           the first messages about what was dropped, naming file and line
@@ -37,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from restomod.errors import UserError
+from restomod.prepare.files import InputFile, is_remote
 
 MANIFEST = "manifest.json"
 
@@ -83,14 +85,16 @@ def versions(*distributions: str) -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in distributions}}
 
 
-def describe_files(files: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return path, size and modification time of each file, for a manifest's inputs."""
+def describe_files(files: Iterable[InputFile]) -> list[dict[str, Any]]:
+    """Return path, size and modification time, or an object store's version, of each file, for a
+    manifest's inputs."""
     described = []
     for file in files:
-        status = file.stat()
-        described.append(
-            {"path": str(file), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-        )
+        entry: dict[str, Any] = {"path": file.path, "bytes": file.size, "version": file.version}
+        if not is_remote(file.path):
+            path, changed = str(Path(file.path)), int(file.version or 0)
+            entry = {"path": path, "bytes": file.size, "mtime_ns": changed}
+        described.append(entry)
     return described
 
 

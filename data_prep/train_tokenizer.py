@@ -5,11 +5,11 @@
 
 In: files or folders of documents (see restomod.prepare.files); what is learned from is sampled
 evenly over the inputs, and evenly over the documents of each. Out: a folder that transformers'
-AutoTokenizer and
-`restomod.data.tokenizer.load_tokenizer` load: tokenizer.json, tokenizer_config.json,
-special_tokens_map.json, and a manifest.json (see stage.py). Special tokens: [UNK] [CLS] [SEP] [PAD]
-[MASK]; users of the exported model get `[CLS] text [SEP]`. The vocabulary has exactly the size that
-was asked for: what the corpus cannot fill is filled with [unused0], [unused1], ...
+AutoTokenizer and `restomod.data.tokenizer.load_tokenizer` load: tokenizer.json,
+tokenizer_config.json, special_tokens_map.json, and a manifest.json (see stage.py). Special tokens:
+[UNK] [CLS] [SEP] [PAD] [MASK]; users of the exported model get `[CLS] text [SEP]`. The vocabulary
+has exactly the size that was asked for: what the corpus cannot fill is filled with [unused0],
+[unused1], ...
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import stage
 from restomod.errors import UserError
 from restomod.prepare.bpe import save_tokenizer, train_bpe
 from restomod.prepare.config import wrong_vocab_size
-from restomod.prepare.files import find_files
+from restomod.prepare.files import InputFile, find_files
 from restomod.prepare.readers import Tally, read_documents, require_documents
 from restomod.prepare.sampling import sample_evenly
 from restomod.units import counted
@@ -76,10 +76,7 @@ def _work(arguments: argparse.Namespace) -> None:
     for option in ("max_mb", "model_max_length"):
         if not getattr(arguments, option) > 0:
             raise UserError(f"--{option.replace('_', '-')}: must be above 0")
-    inputs = {
-        path: [Path(file.path) for file in find_files([path]).files]
-        for path in dict.fromkeys(arguments.input)
-    }
+    inputs = {path: find_files([path]).files for path in dict.fromkeys(arguments.input)}
     manifest = stage.Manifest(
         script="train_tokenizer.py",
         format=FORMAT,
@@ -123,24 +120,24 @@ def _work(arguments: argparse.Namespace) -> None:
 
 
 def _sample(
-    inputs: dict[str, list[Path]], arguments: argparse.Namespace, tally: Tally
+    inputs: dict[str, list[InputFile]], arguments: argparse.Namespace, tally: Tally
 ) -> list[str]:
     """Return the texts to learn from. Each input gets an equal share of --max-mb; small ones are
     read first, so that what they leave goes to the larger."""
     left = int(arguments.max_mb * 1e6)
-    order = sorted(inputs, key=lambda path: (sum(f.stat().st_size for f in inputs[path]), path))
+    order = sorted(inputs, key=lambda path: (sum(f.size for f in inputs[path]), path))
     texts: list[str] = []
     with stage.progress(unit=" documents", desc="read") as bar:
         for number, path in enumerate(order):
             documents = read_documents([path], arguments.text_field, tally)
-            counted = _counted((text for text, _ in documents), bar)
-            chosen = sample_evenly(counted, left // (len(order) - number))
+            shown = _shown((text for text, _ in documents), bar)
+            chosen = sample_evenly(shown, left // (len(order) - number))
             left = max(0, left - sum(len(text.encode()) for text in chosen))
             texts.extend(chosen)
     return texts
 
 
-def _counted(items: Iterable[str], bar: Any) -> Iterator[str]:
+def _shown(items: Iterable[str], bar: Any) -> Iterator[str]:
     for item in items:
         bar.update(1)
         yield item

@@ -157,7 +157,7 @@ def _work(arguments: argparse.Namespace) -> None:
                 "size_limit": size_limit,
                 "compression": arguments.compression,
             },
-            inputs=stage.describe_files(Path(f.path) for f in find_files(paths).files),
+            inputs=stage.describe_files(find_files(paths).files),
             versions=stage.versions("tokenizers", "mosaicml-streaming", "zstandard"),
         )
         if not stage.is_current(out, manifest, force=arguments.force, refresh=arguments.refresh):

@@ -14,12 +14,12 @@ All train the same shape on the same documents, without dropout:
 - torch's nn.TransformerEncoder of the same width and as many parameters, padded.
 
 The losses of all with our weights must agree on the first batch (that of the compiled model where
-the eager one runs, too). A step is forward and backward.
-Steps take turns, so that whatever else the machine does falls on all, with the machine's best
-torch.mm between them: the share of it is given for all products (linear layers and attention), and
-for the linear layers alone. Tokens exclude padding for everybody. Memory is what a step allocates
-at most over what exists before it. On a CPU all is float32 and memory reuse (`keep_freed_memory`)
-is on for everybody; on CUDA all run under bf16 autocast.
+the eager one runs, too). A step is forward and backward. Steps take turns, so that whatever else
+the machine does falls on all, with the machine's best torch.mm between them: the share of it is
+given for all products (linear layers and attention), and for the linear layers alone. Tokens
+exclude padding for everybody. Memory is what a step allocates at most over what exists before it.
+On a CPU all is float32 and memory reuse (`keep_freed_memory`) is on for everybody; on CUDA all run
+under bf16 autocast.
 """
 
 from __future__ import annotations

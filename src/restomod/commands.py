@@ -7,6 +7,7 @@ wait until a command needs them.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import shlex
@@ -66,14 +67,7 @@ def read_recipe(words: Sequence[str], world_size: int, node_ranks: int) -> Recip
 def train(words: Sequence[str]) -> int:
     adopt_launcher(os.environ)
     _set_up_process()
-    from restomod.train.checkpoints.manifest import newest_step
-    from restomod.train.faults.stopping import (
-        Stopper,
-        StopRequested,
-        exit_code,
-        is_lost_rank,
-        leave_requeue,
-    )
+    from restomod.train.faults.stopping import Stopper, StopRequested, is_lost_rank
     from restomod.units import parse_duration
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -81,7 +75,9 @@ def train(words: Sequence[str]) -> int:
         recipe = read_recipe(words, world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         try:
             limit_s = parse_duration(recipe.stop_after)
-            stopper.watch(recipe.run_folder, STARTED + limit_s if limit_s else float("inf"))
+            deadline = STARTED + limit_s if limit_s else float("inf")
+            stopper.watch(recipe.run_folder, deadline, functools.partial(_leave, recipe.run_folder))
+            stopper.hold(lossless=True)
             from restomod.data.sources import open_sources
 
             sources = open_sources(recipe, world_size)  # mistakes show before torch is imported
@@ -95,14 +91,7 @@ def train(words: Sequence[str]) -> int:
                 if code := stopper.others_code():
                     return code  # the launcher asked, and to go on would fail again
                 stopper.tell()
-            if os.environ.get("LOCAL_RANK", "0") == "0":
-                step = stop.step or newest_step(recipe.run_folder)  # it had not gone on yet
-                leave_requeue(recipe.run_folder, stop.reason, step)
-                told = f"saved at step {step}" if step else "stopped before its first checkpoint"
-                logging.getLogger("restomod").info(
-                    "%s: %s; the same command goes on", recipe.run_folder, told
-                )
-            return exit_code()
+            return _leave(recipe.run_folder, stop.reason, stop.step)
         except Exception as error:
             if is_lost_rank(error) and (code := stopper.others_code()):
                 return code  # which tells why
@@ -111,6 +100,19 @@ def train(words: Sequence[str]) -> int:
         finally:
             stopper.ignore()
     return 0
+
+
+def _leave(folder: Path, reason: str, step: int = 0) -> int:
+    """Say that a stopped run wants to go on, and from which step; return the rank's exit code."""
+    from restomod.train.checkpoints.manifest import newest_step
+    from restomod.train.faults.stopping import exit_code, leave_requeue
+
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        step = step or newest_step(folder)  # it had not gone on yet
+        leave_requeue(folder, reason, step)
+        told = f"saved at step {step}" if step else "stopped before its first checkpoint"
+        logging.getLogger("restomod").info("%s: %s; the same command goes on", folder, told)
+    return exit_code()
 
 
 def prepare(arguments: argparse.Namespace) -> int:

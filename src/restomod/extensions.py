@@ -118,11 +118,18 @@ def make(given: Mapping[str, Any]) -> Any:
 
 def shared(given: Mapping[str, Any]) -> Any:
     """Return one instance for all equal mappings: of what has no state."""
-    return _shared(json.dumps(given, sort_keys=True))
+    return _shared(json.dumps(given, sort_keys=True), 0)
+
+
+def of_this_process(given: Mapping[str, Any]) -> Any:
+    """Return this process's own instance for all equal mappings: of what may hold open files or
+    connections, which a fork of the process must not use."""
+    return _shared(json.dumps(given, sort_keys=True), os.getpid())
 
 
 @functools.cache
-def _shared(given: str) -> Any:
+def _shared(given: str, process: int) -> Any:
+    """Return the instance of a process; 0: the one that forks share."""
     return make(json.loads(given))
 
 

@@ -7,6 +7,7 @@ look up the GPU that they run on.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 from restomod.errors import UserError
@@ -42,8 +43,8 @@ GPUS = {
     "l4": Gpu("L4", 121e12, 24e9, 0.3e12, 32e9),
     "a10": Gpu("A10", 125e12, 24e9, 0.6e12, 32e9),
 }
-"""By the name that `restomod plan --gpu` takes; the first whose part is in a device's name counts
-for that device."""
+"""By the name that `restomod plan --gpu` takes; the first whose part is in a device's name, with no
+digit after it, counts for that device: an L40 is no L4, an RTX A1000 no A100."""
 
 
 def gpu_named(name: str) -> Gpu:
@@ -61,4 +62,5 @@ def gpu_named(name: str) -> Gpu:
 
 def peak_flops_of(device_name: str) -> float:
     """Return the bf16 peak of the GPU that the driver calls so; 0 for an unknown one."""
-    return next((gpu.flops for gpu in GPUS.values() if gpu.part in device_name), 0.0)
+    known = (gpu for gpu in GPUS.values() if re.search(rf"{gpu.part}(?!\d)", device_name))
+    return next((gpu.flops for gpu in known), 0.0)

@@ -10,7 +10,7 @@ import difflib
 
 from restomod import extensions
 from restomod.config import MaskConfig, PhaseConfig, Recipe
-from restomod.units import parse_slots
+from restomod.units import counted, parse_slots
 
 MOST_ROWS = 1 << 24
 MOST_TOKENS = 2**31 - 1
@@ -142,12 +142,13 @@ def _batches(phase: PhaseConfig, phase_slots: int, warmup_slots: int) -> list[tu
     if not bad and warmup_slots >= phase_slots > 0:
         bad.append(("batch_warmup.slots", f"{warmup.slots}: the phase ends before it"))
     if not bad and 0 < phase_slots < phase.batches.warmup_rows * phase.row_tokens:
-        least = sum(phase.batches.warmup) * phase.row_tokens
+        sizes = counted(len(phase.batches.warmup), "size")
+        steps = counted(phase.batches.steps_each, "step")
         bad.append(
             (
                 "batch_warmup",
-                f"a step of each of its {len(phase.batches.warmup)} sizes takes {least:,} slots, "
-                "more than the phase has; use larger increment_rows",
+                f"its {sizes}, {steps} each, take {phase.batches.warmup_rows * phase.row_tokens:,} "
+                "slots, more than the phase has; use larger increment_rows or fewer slots",
             )
         )
     return bad

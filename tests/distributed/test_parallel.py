@@ -219,17 +219,33 @@ def two_steps(rank: int) -> list[dict[str, Tensor]]:
 def evaluated(rank: int) -> dict[str, Any]:
     """Evaluate a sharded model, on fewer rows than ranks."""
     from restomod.train import parallel
-    from restomod.train.evaluation import evaluate
+    from restomod.train.evaluation import evaluate, evaluating
 
     parallel.join_ranks("cpu", 120.0)
     model = new_model()
     parallel.shard(model, ParallelConfig("fsdp", reshard_after_forward=False), "cpu", torch.float32)
+    alone = {}
+    for name in ENTRIES:
+        with evaluating(model):
+            alone[name] = entry(model, name)
     rows = batch([rank])
     if rank:
         rows["labels"].fill_(-100)
     results = evaluate(model, {"prose": [rows]})
     kinds = {type(p).__name__ for p in model.parameters()}
-    return {"results": results, "kinds": kinds}
+    return {"results": results, "kinds": kinds, "entries": alone}
+
+
+ENTRIES = ("encode", "logits", "mlm_loss")
+
+
+def entry(model: MaskedLM, name: str) -> Tensor:
+    """Call what users' hooks may call of a model."""
+    documents = row(1)
+    bounds = torch.cat([torch.zeros(1, dtype=torch.int64), documents["lengths"].cumsum(0)])
+    labels = [documents["ids"]] if name == "mlm_loss" else []
+    result: Tensor = getattr(model, name)(documents["ids"], *labels, bounds)
+    return result
 
 
 def rank_main(rank: int, world_size: int, port: int, folder: str) -> None:
@@ -318,6 +334,13 @@ def test_whole_gradients_and_those_of_groups_are_reduced_once_a_step(steps, case
         if case.strategy == "hsdp":
             units = CONFIG.layers + 1
             assert seen["between_groups"] == (units if case.world_size > 2 else 0)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_hooks_may_call_all_of_a_model_that_ranks_share(steps, name):
+    expected = entry(new_model().eval(), name).detach()
+    for _, extra in steps[2]:
+        torch.testing.assert_close(extra["evaluation"]["entries"][name], expected)
 
 
 def test_gradients_that_travel_in_bfloat16_are_rounded(steps, expected):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+import weakref
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from restomod.data import loader
 from restomod.data.lanes import Lane
 from restomod.data.sources import open_sources
 from restomod.errors import UserError
-from restomod.train.builder import prepare_run, train
+from restomod.train import builder
+from restomod.train.builder import build_model, prepare_run, train
 from restomod.train.faults.ledger import Ledger
 from restomod.train.faults.stopping import Stopper, StopRequested
 from restomod.train.module import TrainedModel
@@ -228,8 +230,18 @@ def test_spike_is_skipped(recipe, unbroken, monkeypatch):
 
 def test_spike_rolls_back_and_its_rows_are_not_learned_from_again(recipe, unbroken, monkeypatch):
     words = (*SPIKES, "faults.spikes.action=rollback")
+    models, kept = [], []
+
+    def build(*arguments):
+        kept.append([model() is not None for model in models])
+        model = build_model(*arguments)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(builder, "build_model", build)
     with disturbed(monkeypatch, {14}, 100.0):
         folder = here(recipe, "run_name=rollback", *words)
+    assert kept == [[], [False]]  # the memory of one model is enough
     (rollback,) = metrics(folder, "rollback")
     assert (rollback["step"], rollback["spike_step"], rollback["first_row"]) == (10, 14, 52)
     (entry,) = json.loads((folder / "ledger.json").read_text())
@@ -264,14 +276,17 @@ def test_full_disk_when_a_spike_is_recorded_is_the_users_to_mend(recipe, unbroke
         here(recipe, *words)
 
 
-def test_rollbacks_end_somewhere(recipe, unbroken, monkeypatch):
-    words = (*SPIKES, "faults.spikes.action=rollback", "faults.spikes.max_rollbacks=2")
+def test_rollbacks_leave_out_as_many_steps_as_asked_and_end_somewhere(
+    recipe, unbroken, monkeypatch
+):
+    words = (*SPIKES, "faults.spikes={action: rollback, rollback_steps: 2, max_rollbacks: 2}")
     with (
         disturbed(monkeypatch, set(range(14, 30)), 100.0),
         pytest.raises(UserError, match="after 2 roll-backs"),
     ):
         here(recipe, "run_name=many", *words)
-    assert len(metrics(unbroken.parent / "many", "rollback")) == 2
+    lines = metrics(unbroken.parent / "many", "rollback")
+    assert [(line["spike_step"], line["rows"]) for line in lines] == [(14, 8), (16, 8)]
 
 
 def test_profile_is_written(recipe, unbroken):

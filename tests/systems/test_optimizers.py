@@ -55,3 +55,14 @@ def test_two_ranks_have_the_same_losses(name, tiny, train, unbroken):
     assert code == 0, text
     for line, other in zip(metrics(tiny.folder / "runs" / f"{name}-two"), expected, strict=True):
         assert line["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+def test_a_fork_to_an_optimizer_of_other_moments_says_so(name, tiny, train, unbroken):
+    recipe, _ = unbroken
+    other = "stable_adamw" if name == "muon" else "muon"
+    words = (f"run_name={name}-fork", f"optimizer.name={other}", "optimizer.clip_norm=0")
+    code, text = train(recipe, "--fork", f"{tiny.folder}/runs/{name}@20", *words, world_size=2)
+    assert code == 2, text
+    assert "does not hold what the recipe needs now that it differs in optimizer." in text
+    assert "Missing key in checkpoint state_dict: optimizer.state." in text
+    assert "Traceback" not in text

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.conftest import Tiny, Trainings, metrics
-from tests.ranks import Ranks
+from tests.ranks import Ranks, fork_server, free_port, rank_variables, train_in_child
 
 
 def test_ranks_stop_while_another_waits_for_data(tiny: Tiny, tmp_path) -> None:
@@ -69,4 +69,18 @@ def test_ranks_stop_while_they_start(tiny: Tiny, tmp_path, delay_s) -> None:
     ranks.send(signal.SIGTERM)
     ranks.wait(120)
     assert ranks.codes == [75, 75], ranks.printed()
+    assert json.loads((tmp_path / "tiny" / "REQUEUE").read_text())["reason"] == "SIGTERM"
+
+
+def test_a_rank_stops_while_it_waits_for_one_that_never_comes(tiny: Tiny, tmp_path) -> None:
+    recipe, log = tiny.write(tmp_path / "recipe.yaml", runs_dir=str(tmp_path)), tmp_path / "log"
+    words = ([str(recipe)], rank_variables(0, 2, free_port()), str(log))
+    rank = fork_server().Process(target=train_in_child, args=words)
+    rank.start()
+    while rank.is_alive() and (not log.exists() or "attention: cpu" not in log.read_text()):
+        time.sleep(0.01)
+    time.sleep(0.5)  # now it waits where Python runs no handler
+    rank.terminate()
+    rank.join(60)
+    assert rank.exitcode == 75, log.read_text()
     assert json.loads((tmp_path / "tiny" / "REQUEUE").read_text())["reason"] == "SIGTERM"

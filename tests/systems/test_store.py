@@ -5,6 +5,23 @@ import pytest
 from tests.conftest import metrics
 from tests.integration.test_resume import exactly
 
+SPIKES = """
+from dataclasses import dataclass
+
+from composer import Callback
+
+from restomod.train.module import unwrap
+
+
+@dataclass(eq=False)
+class Spikes(Callback):
+    step: int
+
+    def after_forward(self, state, logger):
+        if state.timestamp.batch.value == self.step - 1:
+            unwrap(state).sums[0] *= 100
+"""
+
 
 @pytest.fixture
 def new_nodes(tmp_path):
@@ -75,3 +92,28 @@ def test_fork_begins_from_the_store_on_nodes_that_never_saw_the_run(
     runs = [nodes[0] / "runs" / "second" for nodes in (first, elsewhere)]
     assert exactly(runs[0]) == exactly(runs[1])
     assert [line["step"] for line in metrics(runs[1])] == [21, 22, 23, 24]
+
+
+def test_nodes_without_a_shared_folder_roll_back_and_find_a_run_complete_together(
+    tiny, train, tmp_path, new_nodes
+):
+    nodes = new_nodes(2)
+    for folder in nodes:
+        (folder / "spikes.py").write_text(SPIKES)
+    words = [
+        tiny.write(tmp_path / "recipe.yaml", runs_dir="runs", phases__slots=16 * 4 * 512),
+        f"store={tmp_path}/store",
+        "callbacks.spikes={use: 'spikes:Spikes', step: 14}",
+        "faults.spikes={action: rollback, window_steps: 8, threshold: 30}",
+        "faults.hang_timeout=30s",
+        "checkpoint.average_best=1",  # averaged/ is on rank 0's node alone
+    ]
+    code, text = train(*words, nodes=nodes)
+    assert code == 0, text
+    run = nodes[0] / "runs" / "tiny"
+    assert len(metrics(run, "rollback")) == 1
+    skipped = [(line["step"], line["reason"]) for line in metrics(run, "skipped_step")]
+    assert skipped == [(14, "ledger")]
+    code, text = train(*words, nodes=nodes)
+    assert code == 0, text
+    assert "the run is complete at step 16" in text

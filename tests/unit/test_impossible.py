@@ -76,6 +76,18 @@ PHASE = "phases.pretrain"
             "batch_warmup.slots",
             "100M: the phase ends before it",
         ),
+        *(
+            (
+                f"{PHASE}.slots=8M;{PHASE}.batch_rows={rows};"
+                f"{PHASE}.batch_warmup={{slots: 7.9M, first_rows: 100, increment_rows: 100}}",
+                "batch_warmup",
+                f"{sizes} each, take {slots} slots, more than the phase has",
+            )
+            for rows, sizes, slots in (
+                (300, "its 2 sizes, 2 steps", "9,830,400"),
+                (400, "its 3 sizes, 1 step", "9,830,400"),
+            )
+        ),
         (
             f"{PHASE}.schedule.warmup=60M;{PHASE}.schedule.decay=50M",
             "schedule",

@@ -184,7 +184,7 @@ def _remove_unless_locked(file: Path) -> bool:
 
 
 def lock_shared(descriptor: int) -> None:
-    """Mark an open cache file as in use until the descriptor is closed."""
+    """Mark an open cache file as in use until the descriptor and all copies of it are closed."""
     fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 

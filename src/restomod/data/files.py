@@ -64,15 +64,24 @@ class ShardFiles:
     def read_index(self) -> bytes:
         """Return the content of index.json."""
         if not self.remote:
-            if not (Path(self.path) / "index.json").is_file():
+            content = self._read_local("index.json")
+            if content is None:
                 raise UserError(self._no_data_set(Path(self.path)))
-            return (Path(self.path) / "index.json").read_bytes()
+            return content
         try:
             return self._download("index.json", self._settings.download_attempts)
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"{self.label('index.json')}: cannot be downloaded: {error}") from error
+
+    def _read_local(self, file: str) -> bytes | None:
+        """Return a file of a local folder, None if there is none."""
+        path = Path(self.path) / file
+        try:
+            return path.read_bytes() if path.is_file() else None
+        except OSError as error:
+            raise UserError(f"{self.label(file)}: cannot be read: {error.strerror}") from error
 
     def _no_data_set(self, folder: Path) -> str:
         """Say why a local folder holds no data set, and where one may be."""
@@ -94,8 +103,7 @@ class ShardFiles:
     def read_beside(self, file: str) -> bytes | None:
         """Return a file beside the index, None if there is none."""
         if not self.remote:
-            path = Path(self.path) / file
-            return path.read_bytes() if path.is_file() else None
+            return self._read_local(file)
 
         def fetch() -> bytes | None:
             try:

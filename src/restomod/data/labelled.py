@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from restomod.config import ProbeConfig
-from restomod.errors import UserError
+from restomod.errors import UserError, within
 
 CHOSEN_SEED = 0
 """Of the shuffle that divides the examples: the same for all recipes, so that runs compare."""
@@ -42,7 +42,7 @@ def read_labelled(config: ProbeConfig) -> LabelledTexts:
         raise UserError("needs scikit-learn: pip install 'restomod[judge]'")
     path = Path(config.path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file")
+        raise UserError(f"{path}: no such file{within(path)}")
     try:
         examples = _first(path, config)
     except (OSError, ValueError) as error:  # pyarrow's errors are either

@@ -246,13 +246,19 @@ class Loader:
                 )
                 for source in sources
             ]
-            number = self._rows + self._rank
+            number = _first_row(self._rows, self._rank, self._world_size)
             while True:
                 local_lane = number % self._recipe.data.lanes // self._world_size
                 row = next(iterators[local_lane % len(iterators)])
                 assert row.number == number, (row.number, number)
                 yield row
                 number += self._world_size
+
+
+def _first_row(begin: int, rank: int, world_size: int) -> int:
+    """Return the first row from `begin` on that a rank reads: `begin` is no multiple of the world
+    size where the run before had other batches."""
+    return begin + (rank - begin) % world_size
 
 
 def _in_worker(
@@ -275,7 +281,8 @@ def _in_worker(
         try:
             message = next(iterator)
         except RuntimeError as error:
-            if "timed out" in str(error):  # torch asks for the same message next time
+            # torch's own words, not those of an error of the worker's. It asks again next time.
+            if str(error).startswith("DataLoader timed out"):
                 if give_up():
                     raise StoppedWaiting from None
                 continue
@@ -305,7 +312,9 @@ def _end_with(parent: int, worker: int) -> None:
 
     def watch() -> None:
         try:
-            select.select([os.pidfd_open(parent)], [], [])
+            ended = select.poll()  # select() knows no descriptor above 1,023, and ranks have more
+            ended.register(os.pidfd_open(parent), select.POLLIN)
+            ended.poll()
         except ProcessLookupError:
             pass
         except (AttributeError, OSError):  # no Linux, or one that forbids it
@@ -388,7 +397,7 @@ class _LaneRows(IterableDataset):
         for dataset in sources.streams.values():
             dataset.shards_open = own * 2 * data.shuffle_shards
         lanes: dict[int, Lane] = {}
-        number = self._next_row + self._rank
+        number = _first_row(self._next_row, self._rank, self._world_size)
         while True:
             lane = number % data.lanes
             if lane // self._world_size % self._workers == self._worker:

@@ -77,6 +77,7 @@ def parse_index(content: bytes) -> Index:
                     f"{entry['raw_data']['basename']} has other columns or another compression "
                     "than the first shard"
                 )
+            _check_emptiness(entry)
         for size in columns[2]:
             if size is not None:
                 count(size)
@@ -98,6 +99,16 @@ def parse_index(content: bytes) -> Index:
         )
     except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError(f"{error!r}") from error
+
+
+def _check_emptiness(entry: dict[str, Any]) -> None:
+    """Raise ValueError for a shard of no samples that has room for some, which nobody would read.
+    Without any it holds two numbers and what its writer says of it, which the index repeats."""
+    size = entry["raw_data"]["bytes"]
+    if entry["samples"] == 0 and count(size) > 8 + len(json.dumps(entry)):
+        raise ValueError(
+            f"{entry['raw_data']['basename']} has {size:,} bytes, but 0 samples are recorded of it"
+        )
 
 
 def _stored(entry: dict[str, Any]) -> Stored:

@@ -145,10 +145,30 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (inputs, labels), both [T]: 80 % of the predicted tokens become [MASK], 10 % a random
     ordinary token, 10 % stay; labels are -100 wherever nothing is predicted. [MASK] itself is never
-    predicted nor drawn, whether or not `special_ids` names it."""
+    predicted nor drawn, whether or not `special_ids` names it.
+
+    Inputs have the tokens' type, or a wider one where that cannot hold the vocabulary. Raises
+    ValueError for what are no ids of it, and for a rate outside [0, 1].
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate {rate} is no share of the tokens: it must lie in [0, 1]")
+    tokens = _ids(tokens, vocab_size)
     config = MaskConfig()
     is_ordinary, ordinary = _ordinary(vocab_size, (*special_ids, mask_id))
     inputs, positions = _mask(tokens, rate, rng, is_ordinary, ordinary, mask_id, config)
     labels = np.full(len(tokens), IGNORED, np.int64)
     labels[positions] = tokens[positions]
     return inputs, labels
+
+
+def _ids(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Return ids in a type that holds any other of the vocabulary, too."""
+    ids = np.asarray(tokens) if len(tokens) else np.zeros(0, np.int64)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise ValueError(f"tokens have shape {ids.shape} and type {ids.dtype}: [T] ids are wanted")
+    for id_ in (ids.min(initial=0), ids.max(initial=0)):
+        if not 0 <= id_ < vocab_size:
+            raise ValueError(f"token {id_} does not exist in a vocabulary of {vocab_size}")
+    if np.iinfo(ids.dtype).max < vocab_size - 1:
+        ids = ids.astype(np.promote_types(ids.dtype, np.min_scalar_type(vocab_size - 1)))
+    return ids

@@ -16,7 +16,7 @@ from restomod.data.dataset import Dataset
 from restomod.data.files import DamagedShardError
 from restomod.data.tokenizer import Tokenizer
 from restomod.errors import UserError
-from restomod.extensions import USE, shared
+from restomod.extensions import USE, of_this_process
 
 
 class OwnDataset(Dataset):
@@ -37,8 +37,8 @@ class OwnDataset(Dataset):
         self.path = str(config.source[USE])
         self._source = config.source
         try:
-            counts = np.asarray(shared(self._source).shard_documents(), np.int64)
-            version = str(shared(self._source).fingerprint())
+            counts = np.asarray(of_this_process(self._source).shard_documents(), np.int64)
+            version = str(of_this_process(self._source).fingerprint())
         except Exception as error:  # whatever a user's class raises
             raise UserError(
                 f"{self.path} (stream {name}): {type(error).__name__}: {error}"
@@ -60,7 +60,7 @@ class OwnDataset(Dataset):
         """Return the ordinary ids of one document, [length]."""
         self.opened.add(shard)
         try:
-            found = shared(self._source).read(shard, document)
+            found = of_this_process(self._source).read(shard, document)
         except Exception as error:  # whatever a user's class raises
             raise DamagedShardError(
                 f"{self.place(shard, document)}: {type(error).__name__}: {error}"

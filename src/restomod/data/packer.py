@@ -106,7 +106,7 @@ class Packer(Generic[Item]):
 
     def _closing_pair(self, room: int) -> tuple[int, ...]:
         """Return the lengths of the one or two chunks that fill `room` best; one of two is among
-        the oldest. None where none fits."""
+        the oldest. Empty where none fits."""
         best = self._longest(room)
         closing: tuple[int, ...] = (best,) if best else ()
         for length, _ in islice(self._by_age.values(), TRIES):
@@ -170,7 +170,7 @@ def pack(
 
     `buffer_tokens` (at least a row's) wait to be chosen from. Every document is in exactly one
     row, unbroken; empty ones take no room and are left out. Raises
-    ValueError for a document longer than a row: chunk first.
+    ValueError for a document longer than a row (chunk first), or of more than one dimension.
     """
     packer: Packer[np.ndarray] = Packer()
 
@@ -179,13 +179,15 @@ def pack(
         bounds = np.cumsum([0] + [len(document) for document in taken], dtype=np.int32)
         return PackedRow(np.concatenate(taken), bounds)
 
-    for age, document in enumerate(documents):
+    for age, document in enumerate(map(np.asarray, documents)):
+        if document.ndim != 1:
+            raise ValueError(f"document {age} has shape {document.shape}: one dimension is wanted")
         if len(document) > row_tokens:
             raise ValueError(
                 f"document {age} has {len(document)} tokens, a row {row_tokens}: chunk it first"
             )
         if len(document):
-            packer.add(age, len(document), np.asarray(document))
+            packer.add(age, len(document), document)
         while packer.tokens >= max(buffer_tokens, row_tokens):
             yield row()
     while len(packer):

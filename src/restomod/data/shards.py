@@ -241,21 +241,20 @@ class ShardedDataset(Dataset):
 
 
 class _OpenShard:
-    """A raw shard mapped into memory, locked against removal while it is open."""
+    """A raw shard mapped into memory, locked against removal while it is open.
+
+    The mapping has a descriptor of its own, and with it the lock: one for each open shard, which is
+    what `restomod doctor` counts.
+    """
+
+    _descriptor = -1  # until there is one: `__del__` runs also where opening fails
 
     def __init__(self, path: Path, column: Column, documents: int, locked: bool) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-        try:
+        with path.open("rb") as file:
             if locked:
-                lock_shared(self._descriptor)
-            with open(self._descriptor, "rb", closefd=False) as file:
-                data = np.memmap(file, np.uint8, mode="r").view(np.ndarray)
-            shard = RawShard(data, documents)
-        except BaseException:
-            self._close()
-            raise
-        if not locked:
-            self._close()
+                lock_shared(file.fileno())
+            data = np.memmap(file, np.uint8, mode="r").view(np.ndarray)
+        shard = RawShard(data, documents)
         self._data, self._offsets = shard.data, shard.offsets
         self._column = column
 
@@ -268,14 +267,6 @@ class _OpenShard:
         """Return a document's bytes, [n] uint8."""
         begin, end = self._offsets[number], self._offsets[number + 1]
         return self._column.raw(self._data, int(begin), int(end))
-
-    def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __del__(self) -> None:
-        self._close()
 
 
 def _touch(path: Path) -> None:

@@ -1,8 +1,8 @@
 """A tokenizer by path: its backend, the ids that play a role in training, and a fingerprint.
 
 In: a tokenizer.json, or a folder as transformers' AutoTokenizer loads it. Out: a `Tokenizer`. The
-data lanes take the special ids from it, the recipe checks its size, `data_prep/` tokenises with it
-and stores its fingerprint beside the data, so that no data set is read with another tokenizer.
+data lanes take the special ids from it, the model its size; `prepare/` tokenises with it and stores
+its fingerprint beside the data, so that no data set is read with another tokenizer.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return each text's ids, [length] of `dtype`, without special tokens and never truncated.
 
-        Texts must be encodable as UTF-8: no lone surrogates (`data_prep/readers.py` replaces them).
+        Texts must be encodable as UTF-8: no lone surrogates (`prepare/readers.py` replaces them).
         """
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         # A list takes NumPy twice as long to read as the array module.

@@ -1,7 +1,7 @@
 """Logistic regression on frozen features (scikit-learn).
 
 In: `LabelledItems` and the features of both parts, dense or sparse. Out: whether each text was
-labelled rightly.
+labelled rightly. `tasks.py` calls this.
 """
 
 from __future__ import annotations

@@ -41,9 +41,9 @@ def read_beir(folder: Path, split: str) -> tuple[dict[str, str], dict[str, str],
     }
     grades: dict[str, dict[str, int]] = {}
     path = folder / "qrels" / f"{split}.tsv"
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
         for n, row in enumerate(csv.reader(file, delimiter="\t"), 1):
-            if n == 1 and not row[-1].lstrip("-").isdigit():
+            if n == 1 and row and not row[-1].lstrip("-").isdigit():
                 continue  # the header
             if len(row) != 3 or not row[2].lstrip("-").isdigit():
                 raise UserError(f"{path}:{n}: is not query, document and a whole grade, by tabs")
@@ -111,13 +111,13 @@ def labelled_items(folder: Path, most: int, labels: Mapping[str, str]) -> Labell
 
 
 def _records(path: Path, *keys: str) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for n, line in enumerate(file, 1):
             try:
                 record = json.loads(line)
                 missing = [key for key in keys if key not in record]
             except (ValueError, TypeError):
-                raise UserError(f"{path}:{n}: is no JSON object") from None
+                raise UserError(f"{path}:{n}: is no JSON object in UTF-8") from None
             if missing:
                 raise UserError(f"{path}:{n}: has no {missing[0]}")
             yield record

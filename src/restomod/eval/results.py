@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from restomod.eval.statistics import bootstrap_interval, compare, standard_error
+from restomod.units import counted
 
 NOTES = (
     "Intervals are at 95 %, from 2,000 bootstrap samples of queries and of seeds. A difference is "
@@ -117,7 +118,7 @@ def _about(task: dict[str, Any]) -> str:
     if "documents" in data:
         parts.append(f"{data['documents']:,} documents")
     if "distributions" in data:
-        parts.append(f"from {len(data['distributions'])} packages: {data['rule']}")
+        parts.append(f"from {counted(len(data['distributions']), 'package')}: {data['rule']}")
     if "majority" in data:
         parts.append(f"the commonest label alone {data['majority']:.3f}")
     if "chance" in data:

@@ -88,7 +88,7 @@ class Request:
     suite: Suite
     command: str
     baseline: str = ""
-    """Name of a baseline, or a model's path; random, or the suite's first, by default."""
+    """Name of a baseline, or a model's path; random by default."""
     seeds: int = 0
     """Instead of the suite's."""
     out: Path | None = None
@@ -147,8 +147,13 @@ def run_suite(request: Request) -> str:
 
 
 def models_of(request: Request) -> list[Model]:
-    """Return the models that are named, or every whole checkpoint of the run that is."""
+    """Return the models that are named, or every whole checkpoint of the run that is; raise
+    UserError for one that is named twice, whose scores would pass for those of two seeds."""
     if not request.all_checkpoints:
+        places = [path.resolve() for path in request.paths]
+        for n, path in enumerate(request.paths):
+            if places[n] in places[:n]:
+                raise UserError(f"{path}: is named twice")
         names = [path.resolve().name for path in request.paths]
         return [
             Model(path, name if names.count(name) == 1 else str(path), slots_of(path))

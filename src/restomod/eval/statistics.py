@@ -31,7 +31,7 @@ class Difference:
     error: float
     """Standard error over queries and seeds."""
     clustered_error: float | None
-    """The same with groups as what is drawn; None where there are none."""
+    """The same with groups as what is drawn; None where there are fewer than two."""
     p_value: float
     test: str
 
@@ -48,12 +48,13 @@ def _seed_variance(scores: np.ndarray) -> float:
     return float(seeds.var(ddof=1) / len(seeds)) if len(seeds) > 1 else 0.0
 
 
-def clustered_error(values: np.ndarray, groups: Sequence[str]) -> float:
+def clustered_error(values: np.ndarray, groups: Sequence[str]) -> float | None:
     """Return the standard error of the mean of `values` [queries] when groups of them are drawn
-    (Liang and Zeger's, with the correction for few groups)."""
+    (Liang and Zeger's, with the correction for few groups); None for fewer than two groups, which
+    do not tell."""
     names, number = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < 2:
-        return math.inf
+        return None
     sums = np.bincount(number, weights=values - values.mean())
     return math.sqrt(len(names) / (len(names) - 1) * (sums**2).sum()) / len(values)
 
@@ -115,7 +116,7 @@ def compare(
     difference = ours.mean(0) - theirs.mean(0)
     seeds = _seed_variance(ours) + _seed_variance(theirs)
     error = standard_error(difference[None])
-    clustered = clustered_error(difference, groups) if groups else None
+    clustered = clustered_error(difference, groups)
     if ours.shape[1] == 1:
         p_value, test = welch_p(ours[:, 0], theirs[:, 0]), "Welch's t over seeds"
     elif answers and len(ours) == len(theirs) == 1:

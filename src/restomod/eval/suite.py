@@ -94,17 +94,12 @@ class FinetuneTask:
 
 @dataclass
 class SuiteTask:
-    """One task: exactly one of its sections is given, and says of what kind it is."""
+    """One task: exactly one of its sections is given."""
 
     retrieval: RetrievalTask | None = None
     classification: ClassificationTask | None = None
     mteb: MtebTask | None = None
     finetune: FinetuneTask | None = None
-
-    @property
-    def kind(self) -> str:
-        """Name of the section."""
-        return next(name for name in KINDS if getattr(self, name) is not None)
 
 
 KINDS = ("retrieval", "classification", "mteb", "finetune")
@@ -203,8 +198,8 @@ def _impossible(suite: Suite) -> list[tuple[str, str]]:
             bad.append((f"probe.{key}", "must be positive"))
     for name, task in suite.tasks.items():
         bad += [(f"tasks.{name}{key}", reason) for key, reason in _impossible_task(task)]
-        later = suite.tasks.get(task.finetune.starts_from) if task.finetune else None
-        if task.finetune and task.finetune.starts_from and (not later or not later.finetune):
+        first = suite.tasks.get(task.finetune.starts_from) if task.finetune else None
+        if task.finetune and task.finetune.starts_from and (not first or not first.finetune):
             key = f"tasks.{name}.finetune.starts_from"
             bad.append((key, f"{task.finetune.starts_from!r} is no fine-tuning of this suite"))
     return bad

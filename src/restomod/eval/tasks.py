@@ -1,18 +1,21 @@
 """Runs one task of a suite over all systems.
 
-In: a task, systems, what was held out. Out: `TaskScores`. `run.py` calls this.
+In: a task, systems, what was held out. Out: `TaskScores`; a UserError where no system has the
+vectors that a task needs, or some are not finite. `run.py` calls this.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from restomod.errors import UserError
 from restomod.eval.classification import majority, score_classification
-from restomod.eval.encoders import Reading, System
+from restomod.eval.encoders import Encoder, Reading, System
 from restomod.eval.folders import labelled_items, retrieval_items
 from restomod.eval.items import LabelledItems, RetrievalItems
 from restomod.eval.offline.build import offline_items
@@ -44,14 +47,15 @@ def run_retrieval(
     for system in systems:
         for encoder in system.encoders:
             how = Reading(items.documents, task.whole, query=task.reverse)
-            documents = encoder.encode(items.documents, how)
-            queries = encoder.encode(items.queries, replace(how, query=not task.reverse))
+            documents = _features(name, system, encoder, items.documents, how)
+            asking = replace(how, query=not task.reverse)
+            queries = _features(name, system, encoder, items.queries, asking)
             scored = score_retrieval(items, queries, documents)
             scores.setdefault(system.name, []).append(scored)
     count = len(items.documents)
     chance = float(np.mean(1 / np.arange(1, count + 1)))  # of one right answer
     about = items.about | {"fingerprint": items.fingerprint, "documents": count, "chance": chance}
-    return TaskScores(name, "retrieval", about, items.groups, stacked(scores))
+    return TaskScores(name, "retrieval", about, items.groups, stacked(name, scores))
 
 
 def run_classification(
@@ -78,7 +82,8 @@ def run_classification(
         for encoder in [] if system.name.endswith(PROBE) else system.encoders:
             how = Reading(items.train_texts)
             train, test = (
-                encoder.encode(texts, how) for texts in (items.train_texts, items.test_texts)
+                _features(name, system, encoder, texts, how)
+                for texts in (items.train_texts, items.test_texts)
             )
             scored = score_classification(items, train, test)
             scores.setdefault(system.name, []).append(scored)
@@ -88,7 +93,21 @@ def run_classification(
         "train_texts": len(items.train_texts),
         "majority": majority(items),
     }
-    return TaskScores(name, "classification", about, items.groups, stacked(scores))
+    return TaskScores(name, "classification", about, items.groups, stacked(name, scores))
+
+
+def _features(
+    name: str, system: System, encoder: Encoder, texts: Sequence[str], how: Reading
+) -> Any:
+    """Return a system's features of texts; raise UserError where they are not finite, of which any
+    score would be one of nothing."""
+    features = encoder.encode(texts, how)
+    if isinstance(features, np.ndarray) and not np.isfinite(features).all():
+        raise UserError(
+            f"tasks.{name}: {system.name}: its vectors hold numbers that are not finite, as of a "
+            "model that diverged; judge an earlier checkpoint"
+        )
+    return features
 
 
 def _absent(task: RetrievalTask | ClassificationTask, folder: Path) -> str:
@@ -97,8 +116,13 @@ def _absent(task: RetrievalTask | ClassificationTask, folder: Path) -> str:
     return f"{folder} is not there" if left_out else ""
 
 
-def stacked(scores: Scores) -> dict[str, dict[str, np.ndarray]]:
-    """Return system -> metric -> [seeds, queries]."""
+def stacked(name: str, scores: Scores) -> dict[str, dict[str, np.ndarray]]:
+    """Return system -> metric -> [seeds, queries]; raise UserError where no system was scored."""
+    if not scores:
+        raise UserError(
+            f"tasks.{name}: no model here has one vector a text, which this task needs (PyLate's "
+            "have one a token): take the task out, or judge another model"
+        )
     return {
         system: {metric: np.stack([one[metric] for one in seeds]) for metric in seeds[0]}
         for system, seeds in scores.items()

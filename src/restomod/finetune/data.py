@@ -52,7 +52,13 @@ class Table:
 
     def texts(self, column: str) -> list[str]:
         """Return the texts of a column, or of a template of several; raise UserError."""
-        names = [name for _, name, _, _ in string.Formatter().parse(column) if name]
+        try:
+            fields = [name for _, name, _, _ in string.Formatter().parse(column)]
+        except ValueError as error:
+            raise UserError(
+                f"columns: {column!r}: is no template such as '{{title}}: {{body}}': {error}"
+            ) from None
+        names = [name for name in fields if name is not None]
         if not names:
             return self._strings(column)
         values = {name: self._strings(name) for name in names}
@@ -224,13 +230,13 @@ def _parse(stream: Any, file: Path) -> Any:
 
 
 def _hold_back(train: Table, share: float) -> tuple[Table, Table]:
-    """Part a share of the examples off, at least one."""
-    count = max(1, round(share * len(train)))
+    """Part a share of the examples off, at least one, and leave at least one."""
     if len(train) < 2:
         raise UserError(
             f"{train.name}: {len(train)} example cannot be parted into a training and a "
             "validation set; name one with data.validation"
         )
+    count = min(max(1, round(share * len(train))), len(train) - 1)
     order = np.random.default_rng(SPLIT_SEED).permutation(len(train))
     held, rest = np.sort(order[:count]), np.sort(order[count:])
     return (

@@ -25,6 +25,7 @@ from restomod.errors import UserError
 from restomod.finetune.config import ColumnsConfig, FinetuneConfig
 from restomod.finetune.data import Table
 from restomod.finetune.words import Span, first_tokens, join_words, tags_of_spans
+from restomod.units import counted
 from restomod.vectors.texts import framed
 
 log = logging.getLogger(__name__)
@@ -268,7 +269,8 @@ def _classes(table: Table, values: Sequence[Any], numbers: dict[Any, int]) -> np
         listed = ", ".join(f"{value} ({n} times)" for value, n in unknown.most_common(SHOWN))
         known = ", ".join(repr(value) for value in list(numbers)[: 4 * SHOWN])
         raise UserError(
-            f"{table.name}: {len(unknown)} labels that the training set does not have: {listed}; "
+            f"{table.name}: {counted(len(unknown), 'label')} that the training set does not have: "
+            f"{listed}; "
             f"it has {known}"
         )
     return np.array([numbers[value] for value in values], np.int64)

@@ -23,6 +23,7 @@ from restomod.finetune.data import load_tables
 from restomod.finetune.run import MODEL, Score, finetune
 from restomod.interrupts import Interrupts
 from restomod.prepare.atomic import write_json
+from restomod.recipe import flatten
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def run_grid(
     task, and Stopped.
     """
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    plain = _dotted(settings)
+    plain = flatten(dict(settings))
     plain["data.path"] = _place(str(plain.get("data.path", "")), data_dir)
     configs = [
         _config(name, {**plain, **point, "model": str(model), "out": str(out / _slug(point))})
@@ -98,20 +99,20 @@ def run_grid(
 
 def check_task(name: str, settings: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> None:
     """Raise UserError if a task's settings or grid cannot work, before anything is trained."""
-    taken = {"model", "out", "seeds"} & {*_dotted(settings), *grid}
+    taken = {"model", "out", "seeds"} & {*flatten(dict(settings)), *grid}
     if taken:
         raise UserError(f"task {name}: {', '.join(sorted(taken))}: the suite sets them itself")
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"task {name}: grid: {key}: is no list of values")
         for value in values:
-            _config(name, {**_dotted(settings), key: value, "model": "model", "out": "out"})
+            _config(name, {**flatten(dict(settings)), key: value, "model": "model", "out": "out"})
 
 
 def check_data(name: str, settings: Mapping[str, Any], data_dir: Path | None) -> None:
     """Raise UserError if a task's data is not to be had: before other tasks are trained for
     hours."""
-    plain = _dotted(settings)
+    plain = flatten(dict(settings))
     plain["data.path"] = _place(str(plain.get("data.path", "")), data_dir)
     config = _config(name, {**plain, "model": "model", "out": "out"})
     try:
@@ -146,13 +147,3 @@ def _place(path: str, data_dir: Path | None) -> str:
 
 def _slug(point: Point) -> str:
     return ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in point.items()) or "only"
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= _dotted(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

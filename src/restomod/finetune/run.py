@@ -23,6 +23,7 @@ from restomod.finetune.data import require
 from restomod.interrupts import Interrupts
 from restomod.prepare.atomic import read_json, write_json
 from restomod.provenance import versions
+from restomod.recipe import flatten
 from restomod.train.checkpoints.manifest import newest_checkpoint
 
 if TYPE_CHECKING:
@@ -108,25 +109,11 @@ def _require_one_process() -> None:
         )
 
 
-def _plain(config: FinetuneConfig) -> dict[str, Any]:
-    """Return the configuration as dotted keys."""
-
-    def walk(prefix: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            return {prefix: value}
-        found: dict[str, Any] = {}
-        for name, item in value.items():
-            found |= walk(f"{prefix}.{name}" if prefix else name, item)
-        return found
-
-    return walk("", dataclasses.asdict(config))
-
-
 def _same(config: FinetuneConfig, out: Path) -> bool:
     """Return whether `out` was begun; raise UserError if with another configuration."""
     if not (out / CONFIG).is_file():
         return False
-    before, now = read_json(out / CONFIG)["config"], _plain(config)
+    before, now = read_json(out / CONFIG)["config"], flatten(config)
     changed = [key for key in now if key not in FREE and before.get(key) != now[key]]
     if changed:
         told = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
@@ -179,7 +166,7 @@ def _begin(config: FinetuneConfig, out: Path, source: Path, task: Task) -> None:
                 "another `out`"
             )
         return
-    begun = {"config": _plain(config), "source": str(source), "data_digest": task.digest}
+    begun = {"config": flatten(config), "source": str(source), "data_digest": task.digest}
     try:
         write_json(out / CONFIG, begun)
     except OSError as error:

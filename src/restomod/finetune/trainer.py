@@ -81,10 +81,11 @@ class Watch(TrainerCallback):
         self.saved_at = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save if it is time to, or if we are to stop."""
-        if self.interrupts.asked:
-            control.should_save = control.should_training_stop = True
-        elif time.monotonic() - self.saved_at >= self.checkpoint_s:
+        """Save if it is time to, or if we are to stop; not after the last step, whose checkpoint
+        would be gone on from without its epoch's score."""
+        asked = bool(self.interrupts.asked)
+        control.should_training_stop |= asked
+        if asked or time.monotonic() - self.saved_at >= self.checkpoint_s:
             control.should_save = state.global_step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -105,8 +106,12 @@ class Watch(TrainerCallback):
             )
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Score the model; keep its weights if they are the best so far."""
-        if self.interrupts.asked or (state.global_step == state.max_steps and not self.keep_best):
+        """Score the model; keep its weights if they are the best so far. An epoch that a stop has
+        cut short is not scored; where the best is kept, one that was complete is, for a resume does
+        not pass its end again."""
+        ended = state.global_step == state.max_steps
+        cut_short = not ended and state.epoch % 1 > 0
+        if cut_short if self.keep_best else ended or self.interrupts.asked:
             return
         scores = self.scores()
         told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())

@@ -1,7 +1,8 @@
 """Which distributions are held out, and what would leak between the two sides.
 
 In: how many bytes of every domain each distribution gave, and the documents. Out: the distributions
-to hold out, and the documents without near duplicates across the split. `harvest.py` calls it.
+to hold out, and the documents without near duplicates across the split. `data_prep/harvest.py`
+calls it.
 """
 
 from __future__ import annotations

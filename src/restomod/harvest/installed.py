@@ -1,7 +1,7 @@
 """Which files of the installed distributions are worth harvesting, and in which order.
 
 In: the running Python's library and packages, or folders like them. Out: the files to read, each
-with its distribution, in the order of a hash of their names. `harvest.py` and
+with its distribution, in the order of a hash of their names. `data_prep/harvest.py` and
 `eval/offline/` call it.
 """
 

@@ -1,7 +1,7 @@
 """Python source taken apart: code on one side, its longer docstrings on the other.
 
 In: the bytes of a file. Out: the code without those docstrings, and the docstrings by qualified
-name, so that no text is on both sides. `harvest.py` calls it in worker processes.
+name, so that no text is on both sides. `data_prep/harvest.py` calls it in worker processes.
 """
 
 from __future__ import annotations

@@ -113,6 +113,8 @@ def cross_entropy_kernel(
     kept = label != -100
     target = tl.where(kept, label, 0)
     start = logits + row * stride
+    # Before the loop, whose reductions all warps wait for: after it, another one may have written.
+    own = tl.load(start + target).to(tl.float32)
     best = -float("inf")
     total = 0.0
     guess = 0
@@ -127,7 +129,6 @@ def cross_entropy_kernel(
         total = total * tl.exp(best - higher) + tl.sum(tl.exp(x - higher), 0)
         best = higher
     partition = tl.log(total) + best
-    own = tl.load(start + target).to(tl.float32)
     tl.store(loss_out + row, tl.where(kept, partition - own, 0.0))
     tl.store(partition_out + row, partition)
     tl.store(correct_out + row, kept & (guess == label))

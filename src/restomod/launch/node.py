@@ -51,6 +51,7 @@ POLL_S, LOOK_S = 0.1, 1.0
 LEAVE_S = 20.0
 """Time that the agent may take to end after its ranks have saved."""
 END_S = 40.0
+"""Time that torchrun may take to end its ranks."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -194,10 +195,9 @@ class Node:
             return 2
         stamp = _stamp(self._folder / REQUEUE)
         if stamp not in (before, None):
-            told = read_requeue(self._folder)
-            assert told
-            log.info("saved after step %d: %s", told["step"], told["reason"])
-            return STOPPED_CODE if told["reason"] in PERSONS else REQUEUE_CODE
+            told = read_requeue(self._folder) or {}  # nothing where it cannot be read
+            log.info("saved after step %s: %s", told.get("step", "?"), told.get("reason", "?"))
+            return STOPPED_CODE if told.get("reason") in PERSONS else REQUEUE_CODE
         if self._cut_off:
             return STOPPED_CODE if self._request == signal.SIGINT else REQUEUE_CODE
         return code if code >= 0 else 1
@@ -297,9 +297,11 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _left_codes(logs: Path, before: set[Path]) -> set[int]:
-    """Return the exit codes that ranks of this start have left beside their logs."""
+    """Return the exit codes that ranks of this start have left beside their logs. A file that is
+    not whole, being written or for want of room, tells none."""
     starts = [path for path in logs.glob("*") if path.is_dir() and path not in before]
-    return {int(file.read_text()) for start in starts for file in start.rglob(EXIT_CODE)}
+    texts = [file.read_text() for start in starts for file in start.rglob(EXIT_CODE)]
+    return {int(text) for text in texts if text.endswith("\n")}
 
 
 if __name__ == "__main__":

@@ -224,6 +224,6 @@ def fill(template: str, values: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    # A `command` of the profile is one already.
+    # `command` is for what the profile gives as a command of the shell's: it stays as it is.
     templates.filters |= {"shell": words, "sbatch": sbatch, "pod": pod, "command": Quoted}
     return templates.get_template(template).render(values)

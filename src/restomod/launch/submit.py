@@ -52,8 +52,9 @@ def launch(job: Job) -> str:
         raise UserError(f"{program} is not here; --dry-run shows what it would be given")
     file = job.recipe.run_folder / "launch" / ("job.yaml" if job.in_yaml else "job.sh")
     file.parent.mkdir(parents=True, exist_ok=True)
-    (job.recipe.run_folder / "logs").mkdir(exist_ok=True)  # Slurm makes no folder
     file.write_text(text)
+    if job.system == "slurm" and not job.profile.slurm.output:
+        _make_logs(job)
     if job.system == "torchrun":
         sys.stderr.write(how_to(job))
         sys.stderr.flush()
@@ -64,6 +65,19 @@ def launch(job: Job) -> str:
         raise UserError(f"{shlex.join(command)}: {(done.stderr or done.stdout).strip()}")
     found = re.match(r"\d+", done.stdout) if job.system == "slurm" else None
     return how_to(job, found[0] if found else "JOB")
+
+
+def _make_logs(job: Job) -> None:
+    """Make the folder of the job's log, as nodes see it: Slurm makes none, and ends a job whose log
+    cannot be opened."""
+    there = job.run_folder if Path(job.workdir).is_dir() else job.recipe.run_folder
+    try:
+        (there / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{there / 'logs'}: cannot be made: {error.strerror}; the job's log goes there, unless "
+            "the profile's slurm.output names another place"
+        ) from error
 
 
 def how_to(job: Job, number: str = "JOB") -> str:

@@ -37,7 +37,7 @@ def check_compiler(device: str) -> None:
 def compile_model(model: MaskedLM, device: str, cache_dir: Path) -> None:
     """Compile in place, when first called; names of parameters stay.
 
-    Code for row lengths that change is never made: every new one, a phase's for instance, compiles
+    Lengths are constants in the code: a batch of another length, such as another phase's, compiles
     anew. What the compiler makes is kept in `cache_dir`, where the next process finds it, unless
     TORCHINDUCTOR_CACHE_DIR names another folder.
     """

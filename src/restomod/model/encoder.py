@@ -233,7 +233,15 @@ class MaskedLM(nn.Module):
     def mlm_loss(
         self, input_ids: Tensor, labels: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None
     ) -> Tensor:
-        """Return the mean loss over labels [T] != -100; zero if there are none."""
+        """Return the mean loss over labels [T] != -100; zero if there are none.
+
+        Raises ValueError for another number of labels.
+        """
+        if labels.shape != input_ids.shape:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, input_ids {tuple(input_ids.shape)}: one "
+                "label for each token is wanted, -100 where there is nothing to predict"
+            )
         kept = (labels != IGNORED).nonzero().squeeze(1)
         sums = self._sums(self._stream(input_ids, cu_seqlens, max_seqlen), kept, labels[kept])
         return sums.objective / sums.predictions.clamp(min=1)

@@ -49,9 +49,7 @@ def column_records(piece: Piece, reading: Reading) -> Iterator[Record]:
                 for values in zip(*columns, strict=True):
                     row += 1
                     yield _row(row, values, reading)
-    except FileNotFoundError as error:
-        yield Record(0, reason=UNREADABLE_FILE, detail=error.strerror or str(error))
-    except PermissionError as error:
+    except (FileNotFoundError, PermissionError) as error:
         yield Record(0, reason=UNREADABLE_FILE, detail=error.strerror or str(error))
     # MemoryError: a damaged length, of which nothing that large can be allocated.
     except (pa.ArrowException, OSError, ValueError, MemoryError) as error:

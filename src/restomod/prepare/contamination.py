@@ -10,9 +10,6 @@ examples; here a text shorter than an n-gram is looked for as a whole.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from restomod.errors import UserError
+from restomod.prepare.atomic import read_json, replacing, write_json
 from restomod.prepare.ngrams import ngram_hashes, ngrams_of_length, word_hashes, words
 
 FORMAT = 1
@@ -183,34 +181,27 @@ class NgramIndex:
 
     def save(self, folder: Path) -> None:
         """Write the index into a new folder, which appears whole; one that exists is replaced."""
-        partial = folder.parent / f".{folder.name}.partial-{os.getpid()}"
-        partial.mkdir(parents=True)
-        try:
+        attributes = {
+            "format": FORMAT,
+            "ngram": self.ngram,
+            "lengths": self.lengths,
+            "sets": self.sets,
+            "texts": self.texts,
+            "texts_too_short": self.texts_too_short,
+        }
+        with replacing(folder) as partial:
+            partial.mkdir()
             np.save(partial / HASHES, self.hashes)
             np.save(partial / SETS, self.set_of)
             np.save(partial / FILTER, self.filter)
-            attributes = {
-                "format": FORMAT,
-                "ngram": self.ngram,
-                "lengths": self.lengths,
-                "sets": self.sets,
-                "texts": self.texts,
-                "texts_too_short": self.texts_too_short,
-            }
-            text = json.dumps(attributes, indent=1) + "\n"
-            (partial / ATTRIBUTES).write_text(text, encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            write_json(partial / ATTRIBUTES, attributes)
 
     @classmethod
     def load(cls, folder: Path) -> NgramIndex:
         """Map a saved index into memory; processes of one machine share its pages. Raises
         UserError for a folder that holds none, or one of another version."""
         try:
-            attributes = json.loads((folder / ATTRIBUTES).read_text(encoding="utf-8"))
+            attributes = read_json(folder / ATTRIBUTES)
             arrays = [np.load(folder / name, mmap_mode="r") for name in (HASHES, SETS, FILTER)]
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: holds no index of evaluation texts: {error}") from error

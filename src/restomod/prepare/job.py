@@ -96,7 +96,7 @@ def open_job(recipe: Preparation, wanted: dict[str, Any], refresh: bool) -> Iter
     """
     folder = recipe.work_folder.absolute()
     state = folder / STATE
-    if folder.exists() and any(folder.iterdir()) and not state.is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not state.is_file():
         raise UserError(f"{folder}: is not empty and holds no job; choose another work_dir")
     try:
         folder.mkdir(parents=True, exist_ok=True)

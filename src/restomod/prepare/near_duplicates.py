@@ -20,7 +20,6 @@ has a near duplicate in the third.
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ import numpy as np
 
 from restomod.errors import UserError
 from restomod.prepare import minhash
+from restomod.prepare.atomic import read_json, replacing, write_json
 from restomod.prepare.minhash import NearDuplicateConfig
 
 
@@ -75,7 +75,7 @@ def write_signatures(
             _publish(file, folder / "signatures" / file.parent.name / file.name)
     compared = size // (8 * config.hashes_per_bucket + 4)
     # Last, so that a unit that has this file has all its signatures.
-    _write_json(
+    write_json(
         _unit_file(folder, unit),
         {"documents": counted, "compared": compared, "config": _identity(config)},
     )
@@ -117,7 +117,8 @@ def cluster(folder: Path, units: int, config: NearDuplicateConfig) -> NearDuplic
         minhash.join(pairs, partial, units, config)
         drops, clusters = _drops(partial, units)
         for unit, of_unit in enumerate(drops):
-            _write_array(_drops_file(folder, unit), of_unit)
+            with replacing(_drops_file(folder, unit)) as file, file.open("wb") as out:
+                np.save(out, of_unit)
     by_unit = [len(of_unit) for of_unit in drops]
     return NearDuplicates(
         documents=sum(unit["documents"] for unit in described),
@@ -180,7 +181,7 @@ def _read_units(folder: Path, units: int, config: NearDuplicateConfig) -> list[d
         file = _unit_file(folder, unit)
         if not file.is_file():
             raise UserError(f"{file}: is missing; write the signatures of every unit first")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if content["config"] != _identity(config):
             raise UserError(
                 f"{file}: its signatures were made with {content['config']}, not with "
@@ -188,20 +189,6 @@ def _read_units(folder: Path, units: int, config: NearDuplicateConfig) -> list[d
             )
         described.append(content)
     return described
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _partial_folder(file.parent) as partial:
-        (partial / file.name).write_text(json.dumps(content) + "\n", encoding="utf-8")
-        _publish(partial / file.name, file)
-
-
-def _write_array(file: Path, content: np.ndarray) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with _partial_folder(file.parent) as partial:
-        np.save(partial / file.name, content)
-        _publish(partial / file.name, file)
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from restomod.errors import UserError
+from restomod.prepare.atomic import replacing
 from restomod.prepare.files import MANIFEST, is_remote, read_bytes
 from restomod.prepare.job import Job
 
 TOKENIZER = "tokenizer"
 PROBE = ".writable"
 PREPARED = "preparation.json"
-"""Beside a tokenizer that was published alone, so that the whole output may replace it."""
+"""Says that a whole output may replace what is there: beside a tokenizer that was published alone,
+and in an object store as long as files go up."""
 
 
 def published_manifest(out: str) -> dict[str, Any] | None:
@@ -42,16 +44,15 @@ def check_target(out: str) -> None:
     """Raise UserError if something that no preparation wrote is in the way."""
     if is_remote(out):
         system, inside = _system(out)
-        taken = system.exists(inside) and list(system.find(inside))
+        taken = _foreign(system, inside)
     else:
         folder = Path(out)
         if folder.is_file():
             raise UserError(f"{out}: is a file; choose another out")
-        taken = folder.is_dir() and [
-            entry
+        taken = folder.is_dir() and any(
+            entry.name != TOKENIZER or not (entry / PREPARED).is_file()
             for entry in folder.iterdir()
-            if entry.name != TOKENIZER or not (entry / PREPARED).is_file()
-        ]
+        )
     if taken:
         raise UserError(
             f"{out}: exists and holds no finished preparation; choose another out, or delete it"
@@ -68,17 +69,28 @@ def check_target(out: str) -> None:
         raise UserError(f"{out}: cannot be written: {error}") from error
 
 
+def _foreign(system: Any, inside: str) -> bool:
+    """Return whether an object store's folder holds anything that no preparation left there."""
+    found = system.find(inside) if system.exists(inside) else []
+    names = {path.removeprefix(f"{inside}/") for path in found}
+    if not names or PREPARED in names:
+        return False
+    alone = all(name.startswith(f"{TOKENIZER}/") for name in names)
+    return not (alone and f"{TOKENIZER}/{PREPARED}" in names)
+
+
 def publish_tokenizer(job: Job, described: dict[str, Any], out: str) -> None:
     """Put a copy of the job's tokenizer into `out`, and what is known of it."""
+    text = json.dumps(described, indent=1) + "\n"
     if is_remote(out):
         system, inside = _system(out)
+        system.pipe_file(f"{inside}/{TOKENIZER}/{PREPARED}", text.encode())
         for file in sorted((job.output / TOKENIZER).iterdir()):
             system.put_file(str(file), f"{inside}/{TOKENIZER}/{file.name}")
         return
     target = Path(out) / TOKENIZER
     partial = job.folder / f"publish-{uuid.uuid4().hex}"
     shutil.copytree(job.output / TOKENIZER, partial)
-    text = json.dumps(described, indent=1) + "\n"
     (partial / PREPARED).write_text(text, encoding="utf-8")
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
@@ -99,22 +111,28 @@ def move_into_place(job: Job, out: str) -> None:
     try:
         job.output.rename(target)
     except OSError:  # another file system
-        partial = target.parent / f".{target.name}.partial-{uuid.uuid4().hex}"
-        shutil.copytree(job.output, partial)
-        partial.rename(target)
+        if old.exists():
+            old.rename(target)  # which stays until the copy is whole
+        with replacing(target) as partial:
+            shutil.copytree(job.output, partial)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _upload(folder: Path, out: str) -> None:
+    """Send a folder's files, the manifest last; what was there goes first, its manifest before all
+    else. Meanwhile `PREPARED` says that another call may go on."""
     system, inside = _system(out)
+    mark, manifest = f"{inside}/{PREPARED}", f"{inside}/{MANIFEST}"
     try:
-        if system.exists(inside):
-            if system.exists(f"{inside}/{MANIFEST}"):
-                system.rm_file(f"{inside}/{MANIFEST}")
-            system.rm(inside, recursive=True)
+        system.pipe_file(mark, b"{}")
+        if system.exists(manifest):
+            system.rm_file(manifest)
+        if old := [path for path in system.find(inside) if path != mark]:
+            system.rm(old)
         files = [path for path in folder.rglob("*") if path.is_file()]
         for file in sorted(files, key=lambda path: (path == folder / MANIFEST, path)):
             system.put_file(str(file), f"{inside}/{file.relative_to(folder).as_posix()}")
+        system.rm_file(mark)
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error}; run again to go on") from error
 

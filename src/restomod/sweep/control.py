@@ -33,6 +33,7 @@ from restomod.sweep.study import (
     Trial,
 )
 from restomod.train.faults.stopping import REQUEUE, REQUEUE_CODE, STOP, read_requeue
+from restomod.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +118,12 @@ class Control:
                 self._jobs.withdraw()
                 log.info("jobs that have begun go on; the same command follows them")
                 return
-            log.info(
-                "the jobs of %d trials go on; the same command follows them", len(self._running)
-            )
+            going = counted(len(self._running), "trial goes on", "trials go on")
+            log.info("the jobs of %s; the same command follows them", going)
             return
         why = self._interrupts.asked or "too many failures"
-        log.info("%s: %d trials save and stop", why, len(self._running))
+        saving = counted(len(self._running), "trial saves and stops", "trials save and stop")
+        log.info("%s: %s", why, saving)
         for running in self._running:
             running.job.stop()
 

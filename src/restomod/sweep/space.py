@@ -1,7 +1,7 @@
 """What a sweep tries: W&B's distributions in terms of Optuna's.
 
 In: the `parameters` of a sweep file. Out: distributions, the points of a grid, and a trial's values
-as `train.py` takes them.
+as `train.py` takes them. `file.py` checks with it, `study.py` draws.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 In: a sweep file and its folder. Out: trials, and what became of them. Optuna draws the values
 (grid, random, TPE) and judges trials that may be stopped early; all else that must outlive the
-process (how a trial ended) is kept in the journal as well.
+process (how a trial ended) is kept in the journal as well. `run.py` and `control.py` drive it,
+`page.py` reads it.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,12 @@ def _best(there: Sequence[Saved], count: int, phase: str = "") -> list[int]:
 
 
 def _average_steps(run: Path, store: Store | None, steps: list[int], out: Path) -> str:
-    average(_copies(run, store, steps), out, {"averaged": steps, "run": run.name})
+    with closing(_copies(run, store, steps)) as copies:
+        average(copies, out, {"averaged": steps, "run": run.name})
     return f"{out}: the mean of the weights at steps {', '.join(map(str, steps))}"
 
 
-def _copies(run: Path, store: Store | None, steps: list[int]) -> Iterator[Path]:
+def _copies(run: Path, store: Store | None, steps: list[int]) -> Generator[Path, None, None]:
     """Yield a whole copy of each checkpoint, of which one from the store is deleted after use."""
     for step in steps:
         folder = checkpoint_folder(run, step)
@@ -110,8 +112,10 @@ def _copies(run: Path, store: Store | None, steps: list[int]) -> Iterator[Path]:
         problem = problem or store.fetch(step, manifest, copy)
         if problem:
             raise UserError(f"{store.address(step)}: the checkpoint cannot be used: {problem}")
-        yield copy
-        shutil.rmtree(copy)
+        try:
+            yield copy
+        finally:
+            shutil.rmtree(copy)
 
 
 def average(folders: Iterable[Path], out: Path, about: dict[str, Any]) -> None:
@@ -136,17 +140,27 @@ def average(folders: Iterable[Path], out: Path, about: dict[str, Any]) -> None:
             load_state({"model": {name: one}}, reader)
             mean.lerp_(one, 1 / count)  # in place, and exact for equals
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with disk_errors(partial, "The average is not written, the run is as it was"):
-        (partial / STATE).mkdir(parents=True)
-        save_state({"model": weights}, partial, None)
-        (partial / MODEL).write_text(json.dumps(shape))
-        files = {
-            path.relative_to(partial).as_posix(): describe_file(path)
-            for path in sorted(partial.rglob("*"))
-            if path.is_file()
-        }
-        manifest = {"format": FORMAT, **about, "files": files}
-        write_durably(partial / MANIFEST, json.dumps(manifest, indent=1))
-        shutil.rmtree(out, ignore_errors=True)
-        partial.rename(out)
+    try:
+        with disk_errors(partial, "The average is not written, the run is as it was"):
+            _write(weights, shape, about, partial)
+            shutil.rmtree(out, ignore_errors=True)
+            partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    weights: dict[str, torch.Tensor], shape: dict[str, Any], about: dict[str, Any], folder: Path
+) -> None:
+    """Write a folder like a checkpoint's, in place of what a killed process left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / STATE).mkdir(parents=True)
+    save_state({"model": weights}, folder, None)
+    (folder / MODEL).write_text(json.dumps(shape))
+    files = {
+        path.relative_to(folder).as_posix(): describe_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"format": FORMAT, **about, "files": files}
+    write_durably(folder / MANIFEST, json.dumps(manifest, indent=1))

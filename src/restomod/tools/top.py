@@ -1,6 +1,7 @@
 """`restomod top`: a run on a terminal, for somebody on a login node who has its folder.
 
-Reads metrics.jsonl alone: no GPU, no W&B, no torch, and nothing of the training process.
+In: a run folder, of which metrics.jsonl is read: no GPU, no W&B, no torch, and nothing of the
+training process. Out: a picture, drawn anew (`top_frame.py`). `commands.py` calls this.
 """
 
 from __future__ import annotations

@@ -43,9 +43,10 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def nodes() -> int:
-    """Return the number of machines that the ranks run on."""
-    return world_size() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def on_one_node() -> bool:
+    """Return whether all ranks run on one machine: on each the same, also where nodes run unequal
+    numbers of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) >= world_size()
 
 
 def leads_node() -> bool:

@@ -6,8 +6,11 @@ Trainer and runs it, again from the last checkpoint after a roll-back. `train.py
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +38,7 @@ from restomod.train.checkpoints.upload import Uploads, restore_log
 from restomod.train.clock import RunClock
 from restomod.train.evaluation import Evaluation
 from restomod.train.faults.health import Health, RollBack, UnhealthyError
-from restomod.train.faults.ledger import Ledger
+from restomod.train.faults.ledger import Ledger, read_ledger
 from restomod.train.faults.stoppable import BreakingIn, Stoppable
 from restomod.train.faults.stopping import Stopper, StopRequested, clear_requeue
 from restomod.train.faults.watchdog import Watchdog
@@ -96,9 +99,13 @@ def prepare_run(recipe: Recipe, sources: Sources) -> PreparedRun:
     group = gloo_group()
     if store := open_store(recipe.store, recipe.run_name):
         on_first(store.check, group)
-    on_first(lambda: webhook_address(recipe.logging.alerts) and None, group)
     held = contextlib.ExitStack()
-    on_first(lambda: held.enter_context(lock_run(recipe.run_folder)) and None, group)
+
+    def take() -> None:  # and return nothing: what is returned goes to all ranks
+        webhook_address(recipe.logging.alerts)
+        held.enter_context(lock_run(recipe.run_folder))
+
+    on_first(take, group)
     start = find_start(recipe, sources, group)
     return PreparedRun(recipe, sources, joined, group, start, held)
 
@@ -120,8 +127,7 @@ def _train(run: PreparedRun, started: float, stopper: Stopper) -> None:
     uploads = _uploads(run)
     if run.start.folder and run.start.step >= run.start.timeline.end_step:
         log.info("%s: the run is complete at step %d", recipe.run_folder, run.start.step)
-        if recipe.checkpoint.average_best and not (recipe.run_folder / AVERAGED).exists():
-            on_first(lambda: _conclude(recipe), run.group)  # which a kill had prevented
+        on_first(lambda: _conclude_again(recipe), run.group)
         if uploads:
             uploads.add_whole(run.start.step, run.start.manifest)
             uploads.finish()
@@ -158,6 +164,7 @@ def _fit_to_the_end(
             return _fit(run, started, stopper, uploads, watch, rolled_back)
         except RollBack as spike:
             rolled_back = spike.entry
+        gc.collect()  # a Trainer is in cycles, and two models with moments may not fit
         run.start = find_start(run.recipe, run.sources, run.group)
         log.warning(
             "the loss of step %d was %.3f, %.0f deviations above those before it: back to step %d",
@@ -211,11 +218,12 @@ def _fit(
     optimizer = build_optimizer(model, recipe.optimizer, compiled)
     times = RankTimes(device)
     saved_health = start.manifest.get("health", {})
+    written = on_first(lambda: read_ledger(folder), run.group)  # which other nodes may not see
     health = Health(
         recipe,
         timeline,
         loader,
-        Ledger(folder, saved_health.get("ledger", [])),
+        Ledger(folder, saved_health.get("ledger", []), written),
         metrics,
         saved_health,
     )
@@ -286,8 +294,7 @@ def _fit(
         seed=recipe.seed % 2**32,
         progress_bar=False,
     )
-    # Not the Trainer's own end: it waits for all ranks, which a rank that fails alone must not.
-    with contextlib.closing(trainer.engine), watchdog.watching():
+    with _closing(trainer), watchdog.watching():
         try:
             trainer.fit()
         except StopRequested as stop:
@@ -312,12 +319,31 @@ def _fit(
             raise
 
 
+@contextlib.contextmanager
+def _closing(trainer: Trainer) -> Iterator[None]:
+    """Close the callbacks when the block ends, and let go of what they and the Trainer hold.
+
+    Not the Trainer's own end: it waits for all ranks, which a rank that fails alone must not.
+    """
+    try:
+        yield
+    finally:
+        trainer.engine.close()
+        atexit.unregister(trainer.engine._close)  # which keeps weights and moments until then
+
+
 def _conclude(recipe: Recipe) -> None:
     """Write what a run leaves when all its checkpoints are there; on rank 0."""
     if recipe.checkpoint.average_best:
         log.info("%s", average_at_end(recipe.run_folder, recipe))
     report = write_report(recipe.run_folder)
     log.info("complete: %s shows it, `restomod export %s` writes the model", report, report.parent)
+
+
+def _conclude_again(recipe: Recipe) -> None:
+    """Conclude a complete run if a kill had prevented it; on rank 0."""
+    if recipe.checkpoint.average_best and not (recipe.run_folder / AVERAGED).exists():
+        _conclude(recipe)
 
 
 def _uploads(run: PreparedRun) -> Uploads | None:

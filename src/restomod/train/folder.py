@@ -29,6 +29,9 @@ from restomod.train.start import Start
 
 log = logging.getLogger(__name__)
 
+TOKENIZER_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+"""Of the files of a tokenizer's folder that are kept."""
+
 
 def begin_run_folder(
     recipe: Recipe,
@@ -97,11 +100,13 @@ def _keep_tokenizer(source: Path, tokenizer: Tokenizer, folder: Path) -> None:
     configuration that tells transformers which special token plays which role."""
     folder.mkdir(exist_ok=True)
     if source.is_dir():
-        for file in source.iterdir():
-            if file.is_file() and file.suffix in (".json", ".txt", ".model", ".jinja"):
-                shutil.copyfile(file, folder / file.name)
+        files = {file: file.name for file in source.iterdir() if file.suffix in TOKENIZER_SUFFIXES}
     else:
-        shutil.copyfile(source, folder / "tokenizer.json")
+        files = {source: "tokenizer.json"}
+    for file, name in files.items():
+        # A run may be given the tokenizer that it has kept.
+        if file.is_file() and file.resolve() != (folder / name).resolve():
+            shutil.copyfile(file, folder / name)
     config = folder / "tokenizer_config.json"
     if not config.exists():
         ids = {

@@ -59,6 +59,8 @@ FREE_KEYS = (
 )
 """Keys that a resumed run may change, GUARDED_KEYS excepted; all others are guarded."""
 GUARDED_KEYS = ("phases.*.batch_warmup.slots",)
+FIXED_KEYS = ("data.lanes",)
+"""Guarded keys that nothing allows to change: a lane's rows are numbered by them."""
 SLOTS = (
     *GUARDED_KEYS,
     "phases.*.schedule.warmup",
@@ -114,7 +116,7 @@ def check_unchanged(
     """Return the guarded keys that changed and are allowed to; raise UserError for any other.
 
     Phases that had not begun may be anything. Those that had ended must end where they did, and the
-    one in progress not before the checkpoint.
+    one in progress not before the checkpoint; up to there, steps keep their rows and slots.
     """
     begun, problems = _begun_phases(manifest, recipe)
     differences = _differences(manifest, recipe, identity)
@@ -126,9 +128,13 @@ def check_unchanged(
     refused = [
         key
         for key in changed
-        if not any(key == allow or key.startswith(allow + ".") for allow in recipe.resume.allow)
+        if key in FIXED_KEYS
+        or not any(key == allow or key.startswith(allow + ".") for allow in recipe.resume.allow)
     ]
-    problems += [differences[key] for key in refused]
+    problems += [
+        differences[key] + ("; it is fixed for the life of a run" if key in FIXED_KEYS else "")
+        for key in refused
+    ]
     if problems:
         raise UserError(
             f"{recipe.run_folder}: the run cannot go on with another recipe or other data:\n  "
@@ -202,7 +208,17 @@ def _begun_phases(manifest: dict[str, Any], recipe: Recipe) -> tuple[set[str], l
                 f"phases.{name}.slots: it would end at step {spans[n].end_step}, the run has done "
                 f"{step}"
             )
-    return {name for name, _ in begun}, problems
+    names = [name for name, _ in begun]
+    if not problems:
+        now = place(Timeline(recipe.trained_phases, origin), step)
+        if any(now[key] != manifest[key] for key in ("rows", "slots")):
+            problems.append(
+                f"phases.{names[-1]}: {step} steps took {manifest['rows']:,} rows and "
+                f"{manifest['slots']:,} slots, with this recipe they would have taken "
+                f"{now['rows']:,} and {now['slots']:,}; end the phase where it is, by its slots, "
+                "and begin another with other batches"
+            )
+    return set(names), problems
 
 
 def state_before(

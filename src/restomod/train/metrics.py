@@ -54,8 +54,7 @@ class MetricsLog:
         """Append one line; numbers that JSON has no word for become null."""
         if dist.get_global_rank() != 0:
             return
-        line = {"event": event, "time_s": round(self._clock.now_s(), 3), **fields}
-        line = {k: _finite(v) for k, v in line.items()}
+        line = _finite({"event": event, "time_s": round(self._clock.now_s(), 3), **fields})
         self._listen(line)
         self._waiting += json.dumps(line) + "\n"
         size = self._path.stat().st_size if self._path.exists() else 0
@@ -71,4 +70,9 @@ class MetricsLog:
 
 
 def _finite(value: Any) -> Any:
+    """Return a tree of values, None in the place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

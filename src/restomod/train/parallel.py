@@ -94,7 +94,7 @@ def shard(model: MaskedLM, parallel: ParallelConfig, device: str, block_dtype: t
         )
     # The backward pass begins with what the root holds: giving it up in between would save nothing.
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=policy(torch.float32))
-    for name in ("logits", "encode"):
+    for name in ("encode", "logits", "mlm_loss"):
         register_fsdp_forward_method(model, name)
 
 

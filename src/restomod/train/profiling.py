@@ -49,7 +49,8 @@ class Profiling(Callback):
         if self._profile and state.timestamp.batch.value not in self._steps:
             self._write()
 
-    def fit_end(self, state: State, logger: Logger) -> None:
+    def close(self, state: State, logger: Logger) -> None:
+        """Write what there is, however training ended: at a roll-back, say, or on request."""
         if self._profile:
             self._write()
 

@@ -19,7 +19,7 @@ from restomod.train.agreement import Group
 from restomod.train.checkpoints.manifest import checkpoint_folder, load_loader_state
 from restomod.train.checkpoints.resume import complete, find_checkpoint
 from restomod.train.checkpoints.store import open_store
-from restomod.train.guards import check_startable, check_unchanged, fingerprint
+from restomod.train.guards import check_startable, check_unchanged, fingerprint, place
 
 
 @dataclass
@@ -69,13 +69,14 @@ def find_start(recipe: Recipe, sources: Sources, group: Group) -> Start:
     else:
         return Start(Timeline(recipe.trained_phases))
     changed = check_startable(manifest, recipe, fingerprint(sources), str(path))
-    step, rows = manifest["step"], manifest["rows"]
+    step = manifest["step"]
     if step > timeline.end_step:
         raise UserError(f"{path}: its step {step} lies behind the recipe's {timeline.end_step}")
-    if timeline.at(step).rows_before(step) != rows:
+    now = place(timeline, step)
+    if any(now[key] != manifest[key] for key in ("rows", "slots")):
         raise UserError(
-            f"{path}: {rows} rows had been trained on in {step} steps, with the recipe's phases it "
-            f"would be {timeline.at(step).rows_before(step)}; keep slots and batches of the phases "
-            "before it"
+            f"{path}: {manifest['rows']:,} rows and {manifest['slots']:,} slots had been trained "
+            f"on in {step} steps, with the recipe's phases it would be {now['rows']:,} and "
+            f"{now['slots']:,}; keep slots, rows and batches of the phases before it"
         )
     return Start(timeline, path, manifest, changed=changed)

@@ -361,16 +361,18 @@ class _Meter:
         if not self._rows:
             return "no part was left to make\n"
         done = (
-            f"embedded {self._rows:,} rows, {self._tokens:,} tokens, "
+            f"embedded {counted(self._rows, 'row')}, {counted(self._tokens, 'token')}, "
             f"{self._speed():,.0f} tokens/s\n"
         )
         if self._full:
+            texts = counted(self._full, "text fills", "texts fill")
             done += (
-                f"{self._full:,} texts fill the {self._max_tokens:,} tokens that are read of each; "
-                "what is longer was cut\n"
+                f"{texts} the {self._max_tokens:,} tokens that are read of each; what is longer "
+                "was cut\n"
             )
         lost = self._reader.without_text
         if lost:
             reasons = ", ".join(f"{reason}: {n:,}" for reason, n in lost.items())
-            done += f"{lost.total():,} rows have no text ({reasons}); their vector is null\n"
+            rows = counted(lost.total(), "row has", "rows have")
+            done += f"{rows} no text ({reasons}); the vector is null\n"
         return done

@@ -139,6 +139,19 @@ def test_data_set_keeps_no_more_open_than_its_lanes_need(data, tmp_path):
         dataset.tokens(shard, 0)
 
 
+def test_an_open_shard_takes_one_descriptor(data, tmp_path):
+    """As `restomod doctor` counts them against the limit of a process."""
+    dataset = data(tmp_path / "shards")
+
+    def held():
+        files = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
+        return sum(file.startswith(str(tmp_path)) and file.endswith(".mds") for file in files)
+
+    for shard in range(8):
+        dataset.tokens(shard, 0)
+        assert held() == shard + 1
+
+
 def test_what_another_process_reads_is_not_evicted(cache):
     make(cache, "a.mds", 600)
     ours, theirs = FORK.Pipe()

@@ -56,6 +56,12 @@ def test_what_cannot_be_a_task_is_refused(tmp_path, rows, column, message):
         read_labelled(config)
 
 
+def test_a_file_that_is_not_there_is_told_with_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^tasks.jsonl: no such file in {tmp_path}$"):
+        read_labelled(ProbeConfig(path="tasks.jsonl"))
+
+
 def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match=r"a\.parquet: cannot be read"):

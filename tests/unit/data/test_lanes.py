@@ -17,6 +17,7 @@ from restomod.data.sources import open_sources
 from restomod.data.state import COUNTERS
 from restomod.errors import UserError
 from restomod.recipe import load_recipe
+from restomod.timeline import Origin, Timeline
 
 
 @pytest.fixture
@@ -30,9 +31,13 @@ def opened(tiny, tmp_path):
     return open_it
 
 
-def digests(recipe, sources, steps, world_size=1, states=None):
+def digests(recipe, sources, steps, world_size=1, states=None, origin=None):
     """Return the digests of some steps, and the merged state after them."""
-    loaders = [Loader(recipe, sources, rank, world_size, states) for rank in range(world_size)]
+    timeline = Timeline(recipe.phases, origin or Origin())
+    loaders = [
+        Loader(recipe, sources, rank, world_size, states, timeline=timeline)
+        for rank in range(world_size)
+    ]
     batches = [iter(loader) for loader in loaders]
     found = []
     for _ in range(steps):
@@ -75,6 +80,18 @@ def test_batch_that_lanes_do_not_divide(opened):
     first, state = digests(recipe, sources, 3, world_size=2)
     assert first == expected[:3]
     assert digests(recipe, sources, 3, states=as_stored(state))[0] == expected[3:]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_a_phase_may_begin_at_a_row_that_the_ranks_do_not_divide(opened, world_size):
+    """As a phase alone does after batches of another run (train.py --from)."""
+    recipe, sources = opened(data__workers=0, data__lanes=6, phases__batch_rows=6)
+    recipe.phases[0].batch_rows = 1
+    _, state = digests(recipe, sources, 5)
+    recipe.phases[0].batch_rows = 6
+    expected, _ = digests(recipe, sources, 4, 1, as_stored(state), Origin(5, 5, 5 * 512))
+    found, _ = digests(recipe, sources, 4, world_size, as_stored(state), Origin(5, 5, 5 * 512))
+    assert found == expected
 
 
 def test_delivered_waiting_and_skipped_make_up_the_cursor(opened):

@@ -73,13 +73,14 @@ def test_users_mistake_in_a_worker_is_one_message(load, code, tmp_path):
     assert "Traceback" not in str(raised.value)
 
 
-def test_bug_in_a_worker_keeps_its_traceback(load, code, monkeypatch):
+@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), RuntimeError("a model timed out")])
+def test_bug_in_a_worker_keeps_its_traceback(load, code, monkeypatch, error):
     def broken(self):
-        raise ZeroDivisionError("a bug")
+        raise error
 
     recipe, sources = load(code, "data.workers=2")
     monkeypatch.setattr(lanes.Lane, "next_row", broken)
-    with pytest.raises(ZeroDivisionError, match=r"(?s)Traceback.*in broken.*a bug"):
+    with pytest.raises(type(error), match=rf"(?s)Traceback.*in broken.*{error}"):
         run(recipe, sources, 1)
 
 
@@ -124,7 +125,11 @@ def test_workers_take_sigterm_from_their_main_process_alone(load, code):
 
 
 LEFT_ALONE = """
-import sys
+import os, resource, sys
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, most), most))
+for _ in range(1100):  # as sockets to many ranks are
+    os.open(os.devnull, os.O_RDONLY)
 from restomod.data.loader import Loader
 from restomod.data.sources import open_sources
 from restomod.recipe import load_recipe

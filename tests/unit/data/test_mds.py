@@ -326,6 +326,16 @@ def test_index_with_odd_values_is_refused(plain, changes):
         parse_index(one_shard(plain, **changes))
 
 
+def test_only_a_shard_that_is_empty_may_be_recorded_as_empty(plain, tmp_path):
+    with pytest.raises(ValueError, match=r"bytes, but 0 samples are recorded of it"):
+        parse_index(one_shard(plain, samples=0))
+    columns = {"tokens": "ndarray:uint16"}
+    with MDSWriter(columns=columns, out=str(tmp_path), size_limit=100) as writer:
+        writer.write({"tokens": np.ones(99, np.uint16)})  # larger than the limit
+    content = (tmp_path / "index.json").read_bytes()
+    assert parse_index(content).documents.tolist() == [0, 1]
+
+
 few = settings(
     max_examples=60,
     deadline=None,

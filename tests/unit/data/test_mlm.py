@@ -46,6 +46,29 @@ def test_shares_are_80_10_10(rate):
     assert kept == pytest.approx(0.1 + 0.1 / (V - 5), abs=4 * (0.09 / n) ** 0.5)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int64"])
+def test_any_token_of_the_vocabulary_can_be_drawn_in_the_place_of_narrow_ones(dtype):
+    size = 60_000
+    tokens = np.full(20_000, 100, dtype)
+    inputs, labels = mask_tokens(tokens, 1.0, np.random.default_rng(0), size, SPECIAL, MASK)
+    assert (labels == 100).all()
+    drawn = inputs[(inputs != MASK) & (inputs != 100)]
+    assert 5 <= drawn.min() < 300
+    assert size - 300 < drawn.max() < size
+    assert inputs.dtype == {"uint8": np.uint16, "int16": np.int32}.get(dtype, dtype)
+
+
+def test_what_is_no_token_of_the_vocabulary_is_refused_at_any_rate():
+    rng = np.random.default_rng(0)
+    for tokens in ([7, -1], [7, V], [[7]], [7.0]):
+        with pytest.raises(ValueError, match=r"token -?\d+ does not exist|ids are wanted"):
+            mask_tokens(np.array(tokens), 0.0, rng, V, SPECIAL, MASK)
+    for rate in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="must lie in"):
+            mask_tokens(np.array([7]), rate, rng, V, SPECIAL, MASK)
+    assert len(mask_tokens(np.zeros(0, np.int32), 1.0, rng, V, SPECIAL, MASK)[0]) == 0
+
+
 def test_labels_are_the_original_tokens_and_the_rest_is_untouched():
     tokens, inputs, labels = masked()
     predicted = labels != IGNORED

@@ -1,5 +1,7 @@
 """Streams whose documents a class of the user's reads."""
 
+import multiprocessing
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +35,7 @@ class Source:
 @pytest.fixture
 def opened(monkeypatch):
     def opened(source, **config):
-        monkeypatch.setattr("restomod.data.own.shared", lambda given: source)
+        monkeypatch.setattr("restomod.data.own.of_this_process", lambda given: source)
         return OwnDataset("mine", StreamConfig(source={"use": "my:Source"}, **config))
 
     return opened
@@ -72,6 +74,28 @@ def test_sources_that_say_nothing_usable_are_refused(opened, source, message):
     assert message in str(error.value)
 
 
+@dataclass
+class Maker(Source):
+    def __post_init__(self):
+        self.maker = os.getpid()
+
+    def read(self, shard, document):
+        return [self.maker]
+
+
+def test_every_process_reads_with_an_instance_of_its_own(monkeypatch):
+    """Connections and places in files do not survive a fork, as loaders' processes are."""
+    monkeypatch.setattr(extensions, "_find", lambda name: Maker)
+    dataset = OwnDataset("mine", StreamConfig(source={"use": "my:Maker"}))
+    assert dataset.tokens(0, 0).tolist() == [os.getpid()]
+    fork = multiprocessing.get_context("fork")
+    found, answer = fork.Pipe(duplex=False)
+    worker = fork.Process(target=lambda: answer.send(dataset.tokens(0, 0).tolist()))
+    worker.start()
+    assert found.recv() == [worker.pid]
+    worker.join()
+
+
 def test_what_cannot_be_read_is_a_damaged_shard(opened):
     dataset = opened(Source())
     with pytest.raises(DamagedShardError, match=r"stream mine\): shard 1: document 0: KeyError"):
@@ -102,7 +126,7 @@ def test_texts_need_a_tokenizer(opened):
 def test_short_documents_are_taken_off_the_estimate(opened, tiny, monkeypatch):
     from restomod.data.tokenizer import load_tokenizer
 
-    monkeypatch.setattr("restomod.data.own.shared", lambda given: Source())
+    monkeypatch.setattr("restomod.data.own.of_this_process", lambda given: Source())
     config = StreamConfig(source={"use": "my:Source"})
     tokenizer = load_tokenizer(str(tiny.folder / "tokenizer"))
     dataset = OwnDataset("mine", config, tokenizer, DataConfig(skip_shorter_than=2))

@@ -88,6 +88,11 @@ def test_longer_document_is_refused_with_its_length():
         list(pack([np.zeros(3), np.zeros(9)], row_tokens=8, buffer_tokens=8))
 
 
+def test_document_of_more_than_one_dimension_is_refused():
+    with pytest.raises(ValueError, match=r"document 1 has shape \(2, 3\)"):
+        list(pack([np.arange(4), np.zeros((2, 3), int)], row_tokens=8, buffer_tokens=8))
+
+
 def test_a_row_takes_the_oldest_and_is_closed_by_the_two_that_fit_best():
     packer: Packer[str] = Packer()
     lengths = [4, 4, 4, 9, 5, 3, 8]

@@ -1,5 +1,7 @@
+import errno
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -78,12 +80,43 @@ def test_damaged_cache_is_unpacked_again(copy):
     assert all_tokens(open_it()) == expected
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_shard_that_leaves_the_cache_before_it_is_opened_is_made_again(copy, monkeypatch):
+    dataset = copy[1]()
+    prepare, left = files.ShardFiles.prepare, []
+
+    def prepare_and_lose(self, shard):
+        path = prepare(self, shard)
+        if not left:
+            left.append(path)
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(files.ShardFiles, "prepare", prepare_and_lose)
+    assert all_tokens(dataset) == all_tokens(copy[1]())
+    assert left
+
+
 def test_missing_shard_names_file(copy):
     folder, open_it = copy
     shard = sorted(folder.glob("*.zstd"))[1]
     shard.unlink()
     with pytest.raises(UserError, match=rf"{shard.name}.*the shard is missing"):
         open_it().tokens(1, 0)
+
+
+@pytest.mark.parametrize("file", ["index.json", "restomod.json"])
+def test_file_that_may_not_be_read_is_named(copy, monkeypatch, file):
+    read = Path.read_bytes
+
+    def refuse(path):
+        if path.name == file:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=rf"/{file} \(stream prose\): cannot be read: Permission"):
+        copy[1]()
 
 
 @pytest.mark.parametrize(

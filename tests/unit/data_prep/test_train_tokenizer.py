@@ -2,10 +2,13 @@
 
 import json
 
+import fsspec
 import pytest
 import train_tokenizer
+import write_mds
 
 from restomod.data.tokenizer import load_tokenizer
+from restomod.prepare.files import find_files
 from restomod.prepare.readers import Tally
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -38,6 +41,20 @@ def test_two_runs_write_equal_files_of_exactly_the_size_asked_for(tmp_path, corp
     assert manifest["result"]["documents_kept"] == 300
     assert manifest["result"]["unused_tokens"] == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "one", "two"]
+
+
+def test_texts_in_an_object_store_become_a_tokenizer_and_shards(tmp_path, capsys):
+    store = fsspec.filesystem("memory")
+    lines = "".join(json.dumps({"text": f"the text of number {n}"}) + "\n" for n in range(300))
+    store.pipe_file("/corpus/a.jsonl", lines.encode())
+    tokenizer, shards = tmp_path / "tokenizer", tmp_path / "mds"
+    for _ in range(2):
+        words = ("--input", "memory://corpus", "--out")
+        assert train(*words, tokenizer, "--vocab-size", 320) == 0
+        assert write_mds.main(["--tokenizer", str(tokenizer), *words, str(shards)]) == 0
+    assert capsys.readouterr().err.count("up to date") == 2
+    (given,) = json.loads((shards / "manifest.json").read_text())["inputs"]
+    assert (given["path"], given["bytes"]) == ("memory:///corpus/a.jsonl", len(lines))
 
 
 def test_what_the_corpus_cannot_fill_is_filled_with_unused_tokens(tmp_path, capsys):
@@ -88,7 +105,8 @@ def test_every_input_has_its_share_and_small_ones_leave_theirs_to_the_others(tmp
     write(tmp_path / "small.jsonl", ["s" * 100] * 100)
     for name in ("b", "c"):
         write(tmp_path / f"{name}.jsonl", [name * 100] * 5000)
-    inputs = {str(tmp_path / n): [tmp_path / n] for n in ("c.jsonl", "small.jsonl", "b.jsonl")}
+    paths = [str(tmp_path / name) for name in ("c.jsonl", "small.jsonl", "b.jsonl")]
+    inputs = {path: find_files([path]).files for path in paths}
     parser = train_tokenizer.make_parser()
     arguments = parser.parse_args(["--input", "x", "--out", "x", "--max-mb", "0.21"])
     texts = train_tokenizer._sample(inputs, arguments, Tally())

@@ -43,11 +43,20 @@ def test_what_is_wrong_with_a_beir_folder_is_said(beir):
     qrels.write_text("q0\tb\t1\nq0 b 1\n")
     with pytest.raises(UserError, match=r"test\.tsv:2: is not query, document and a whole grade"):
         retrieval_items(beir, "test")
+    qrels.write_text("\nq0\tb\t1\n")
+    with pytest.raises(UserError, match=r"test\.tsv:1: is not query, document and a whole grade"):
+        retrieval_items(beir, "test")
+    qrels.write_bytes("q0\té\t1\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"test\.tsv:1: there is no document"):
+        retrieval_items(beir, "test")
     qrels.write_text("q0\tb\t0\n")
     with pytest.raises(UserError, match="no query has a right answer"):
         retrieval_items(beir, "test")
     (beir / "queries.jsonl").write_text('{"_id": "q0"}\n')
     with pytest.raises(UserError, match=r"queries\.jsonl:1: has no text"):
+        retrieval_items(beir, "test")
+    (beir / "queries.jsonl").write_bytes('{"_id": "q0", "text": "é"}'.encode("latin-1"))
+    with pytest.raises(UserError, match=r"queries\.jsonl:1: is no JSON object in UTF-8"):
         retrieval_items(beir, "test")
     (beir / "queries.jsonl").write_text("q0 what\n")
     with pytest.raises(UserError, match=r"queries\.jsonl:1: is no JSON object"):

@@ -1,13 +1,15 @@
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from sklearn.metrics import ndcg_score
 
 from restomod.eval.items import RetrievalItems, from_plain, to_plain
 from restomod.eval.mteb_tasks import max_sim
-from restomod.eval.retrieval import expected_rank, score_retrieval
+from restomod.eval.retrieval import METRICS, score_retrieval
 
 
 def items(relevant, documents=4):
@@ -21,14 +23,17 @@ def test_ranks_and_scores_by_hand():
     assert found["mrr"].tolist() == pytest.approx([1, 1 / 3, 1])
     assert found["recall_at_1"].tolist() == [1, 0, 0.5]
     assert found["recall_at_10"].tolist() == [1, 1, 1]
-    # The third query: document 3 shares the ranks 2 to 4 with two others, so 3.
-    best = 1 + 1 / np.log2(3)
-    assert found["ndcg_at_10"].tolist() == pytest.approx([1, 0.5, (1 + 0.5) / best])
+    # The third query: document 3 shares the ranks 2 to 4 with two others.
+    best, shared = 1 + 1 / np.log2(3), np.mean(1 / np.log2([3, 4, 5]))
+    assert found["ndcg_at_10"].tolist() == pytest.approx([1, 0.5, (1 + shared) / best])
 
 
-def test_ndcg_with_grades_is_sklearns():
+@pytest.mark.parametrize("equals", [False, True])
+def test_ndcg_with_grades_is_sklearns_with_equals_and_without(equals):
     generator = np.random.default_rng(0)
     queries, documents = generator.normal(size=(5, 8)), generator.normal(size=(30, 8))
+    if equals:
+        documents = np.eye(8)[np.arange(30) % 3]
     grades = generator.integers(0, 4, size=(5, 30))
     relevant = [{n: int(g) for n, g in enumerate(row) if g} for row in grades]
     found = score_retrieval(items(relevant, 30), queries, documents)
@@ -39,8 +44,32 @@ def test_ndcg_with_grades_is_sklearns():
 
 def test_vectors_without_information_score_as_chance_does():
     found = score_retrieval(items([{n: 1} for n in range(9)], 9), np.ones((9, 3)), np.ones((9, 3)))
-    assert found["mrr"].tolist() == [1 / 5] * 9
-    assert found["recall_at_1"].sum() == 0
+    assert found["mrr"].tolist() == pytest.approx([np.mean(1 / np.arange(1, 10))] * 9)
+    assert found["recall_at_1"].tolist() == pytest.approx([1 / 9] * 9)
+    assert found["recall_at_10"].tolist() == [1] * 9
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(0, 2), min_size=1, max_size=5),
+    st.sets(st.integers(0, 4), min_size=1, max_size=3),
+)
+def test_scores_with_equals_are_the_means_over_all_their_orders(similarities, answers):
+    count = len(similarities)
+    answers = {n % count: n % 3 + 1 for n in answers}
+
+    def scores(values):
+        lengths = np.sqrt(10.0**2 - np.square(values))  # so that all documents are as long
+        found = score_retrieval(
+            items([answers], count), np.array([[1.0, 0]]), np.stack([values, lengths], 1)
+        )
+        return [found[name][0] for name in METRICS]
+
+    values = np.array(similarities, float)
+    orders = [
+        scores(values + 0.01 * np.array(order)) for order in itertools.permutations(range(count))
+    ]
+    assert scores(values) == pytest.approx(np.mean(orders, 0).tolist())
 
 
 def test_sparse_and_dense_vectors_score_alike_and_length_does_not_count():
@@ -52,13 +81,6 @@ def test_sparse_and_dense_vectors_score_alike_and_length_does_not_count():
     sparse = score_retrieval(task, csr_matrix(queries), csr_matrix(documents))
     for name, values in dense.items():
         np.testing.assert_allclose(values, sparse[name])
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=12))
-def test_expected_ranks_of_all_documents_add_up(similarities):
-    values = np.array(similarities, float)
-    ranks = [expected_rank(values, n) for n in range(len(values))]
-    assert sum(ranks) == pytest.approx(len(values) * (len(values) + 1) / 2)
 
 
 def test_max_sim_is_the_sum_of_the_best_cosines():

@@ -1,4 +1,6 @@
+import json
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -70,7 +72,13 @@ def test_groups_of_equal_queries_count_as_one_draw():
     assert clustered_error(values, groups) > 4 * standard_error(values[None])
     alone = [str(n) for n in range(100)]
     assert clustered_error(values, alone) == pytest.approx(standard_error(values[None]))
-    assert clustered_error(values, ["one"] * 100) == math.inf
+    assert clustered_error(values, ["one"] * 100) is None
+
+
+def test_one_group_leaves_results_that_json_can_hold(scores):
+    found = compare(scores, scores - 0.05, ["one"] * scores.shape[1])
+    assert found.clustered_error is None
+    json.dumps(asdict(found), allow_nan=False)
 
 
 def test_a_difference_is_of_the_same_queries(scores):

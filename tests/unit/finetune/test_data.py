@@ -26,6 +26,10 @@ def test_a_file_gives_a_share_as_validation_set_the_same_every_time(tmp_path):
     assert [len(part) for part in texts] == [15, 5]
     assert sorted(texts[0] + texts[1]) == sorted(row["text"] for row in ROWS)
     assert read(file, validation_share=0.25)[1].texts("text") == texts[1]
+    assert list(map(len, read(file, validation_share=0.999))) == [
+        1,
+        len(train) + len(validation) - 1,
+    ]
     with pytest.raises(UserError, match="is a file and has no splits"):
         read(file, validation="dev")
 
@@ -97,6 +101,10 @@ def test_a_template_joins_columns(tmp_path):
     assert set(train.texts("{q}? {a}!")) < {f"why? {n}!" for n in range(4)}
     with pytest.raises(UserError, match="has no column b; it has q, a"):
         train.texts("{q} {b}")
+    with pytest.raises(UserError, match=r"columns: '{q': is no template such as .*expected '}'"):
+        train.texts("{q")
+    with pytest.raises(UserError, match="has no column ; it has q, a"):
+        train.texts("{q} {}")
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ LABELLED = [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]
     ("train", "validation", "keys", "message"),
     [
         (LABELLED, [{"text": "c", "label": "z"}], {},
-         "1 labels that the training set does not have: 'z' .1 times.; it has 'x', 'y'"),
+         "1 label that the training set does not have: 'z' .1 times.; it has 'x', 'y'"),
         (LABELLED[:1], None, {}, "label holds 'x' only; there is nothing to tell apart"),
         ([{"text": "a", "label": 0.5}] * 2, None, {}, "label holds float; .*task: regression"),
         (LABELLED, None, {"task": "regression"}, "row 1: label is 'x', a finite number"),

@@ -6,6 +6,7 @@ from restomod.errors import UserError
 from restomod.finetune import run
 from restomod.finetune.config import FinetuneConfig
 from restomod.interrupts import Interrupts
+from restomod.recipe import flatten
 
 
 def test_later_seeds_start_from_the_checkpoint_that_the_first_one_did(tmp_path, monkeypatch):
@@ -39,7 +40,7 @@ def test_later_seeds_start_from_the_checkpoint_that_the_first_one_did(tmp_path, 
 def test_what_is_done_is_told_without_training_and_other_settings_are_refused(tmp_path):
     config = FinetuneConfig(model="gone", out=str(tmp_path), seeds=[2, 1])
     scores = [run.Score(n, "accuracy", n / 10, {"accuracy": n / 10}) for n in (1, 2, 3)]
-    begun = {"config": run._plain(config), "source": "gone", "data_digest": "a"}
+    begun = {"config": flatten(config), "source": "gone", "data_digest": "a"}
     (tmp_path / "config.json").write_text(json.dumps(begun))
     (tmp_path / "results.json").write_text(
         json.dumps({"seeds": [vars(s) for s in scores], "data": {"majority": {"accuracy": 0.0625}}})

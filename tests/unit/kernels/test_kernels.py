@@ -97,10 +97,16 @@ def test_kernels_compile_without_spills(
     print(f"{kernel.__name__:<26} sm_{capability} {figures} {launch['num_warps']} warps")
 
 
-def compiled(
-    kernel: Any, types: list[str], launch: dict[str, Any], capability: int
-) -> dict[str, int]:
-    """Compile a kernel as the launch would; return ptxas's registers, spills and shared memory."""
+def test_cross_entropy_reads_what_it_overwrites_before_all_warps_have_met_for_the_last_time():
+    (case, *_) = (c for c in kernels() if c.values[0] is cross_entropy.cross_entropy_kernel)
+    ptx = built(*case.values, capability=90).asm["ptx"]
+    after = ptx.rpartition("bar.sync")[2]
+    assert "ld.global" in after  # of each warp's own part
+    assert "ld.global" not in after.partition("st.global")[0]
+
+
+def built(kernel: Any, types: list[str], launch: dict[str, Any], capability: int) -> Any:
+    """Compile a kernel as the launch would."""
     constants = {name: value for name, value in launch.items() if name != "num_warps"}
     names = [name for name in kernel.arg_names if name not in constants]
     signature = dict(zip(names, types, strict=True)) | dict.fromkeys(constants, "constexpr")
@@ -110,15 +116,22 @@ def compiled(
         for name, kind in signature.items()
         if kind.startswith("*")
     }
-    built = triton.compile(
+    return triton.compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": launch["num_warps"]},
     )
+
+
+def compiled(
+    kernel: Any, types: list[str], launch: dict[str, Any], capability: int
+) -> dict[str, int]:
+    """Compile a kernel as the launch would; return ptxas's registers, spills and shared memory."""
+    made = built(kernel, types, launch, capability)
     ptxas = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
-        source.write_text(built.asm["ptx"])
+        source.write_text(made.asm["ptx"])
         name = f"sm_{capability}a" if capability >= 90 else f"sm_{capability}"
         words = [str(ptxas), "-v", f"--gpu-name={name}", str(source), "-o", f"{folder}/cubin"]
         text = subprocess.run(words, capture_output=True, text=True, check=True).stderr
@@ -129,5 +142,5 @@ def compiled(
     return {
         "registers": int(registers[1]),
         "spill": int(spills[1]) + int(spills[2]),
-        "shared": built.metadata.shared,
+        "shared": made.metadata.shared,
     }

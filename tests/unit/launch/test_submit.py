@@ -58,6 +58,18 @@ def test_job_is_submitted_and_its_number_told(recipe, tmp_path, monkeypatch, cap
     assert "logs/slurm-41.log" in out
     script = (tmp_path / "given").read_text()
     assert script == (tmp_path / "runs" / "tiny" / "launch" / "job.sh").read_text()
+    assert (tmp_path / "runs" / "tiny" / "logs").is_dir()
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "profile.yaml").write_text(f"workdir: {tmp_path}/shared\n")
+    elsewhere = ("--on=slurm", "--profile=profile.yaml")
+    assert launch(monkeypatch, capsys, recipe, *elsewhere)[0] == 0
+    assert f"--output={tmp_path}/shared/runs/tiny/logs/" in (tmp_path / "given").read_text()
+    assert (tmp_path / "shared" / "runs" / "tiny" / "logs").is_dir()  # or the job would end
+    (tmp_path / "shared" / "runs" / "tiny" / "logs").rmdir()
+    (tmp_path / "shared" / "runs" / "tiny" / "logs").touch()
+    code, _, err = launch(monkeypatch, capsys, recipe, *elsewhere)
+    assert code == 2
+    assert "logs: cannot be made: File exists; the job's log goes there" in err
     sbatch.write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n")
     code, out, err = launch(monkeypatch, capsys, recipe, "--on=slurm")
     assert code == 2

@@ -173,6 +173,12 @@ def test_nothing_to_encode_is_nothing(model: MaskedLM) -> None:
     assert model.mlm_loss(nothing, nothing, torch.tensor([0])) == 0
 
 
+def test_labels_of_masked_tokens_alone_are_refused(model: MaskedLM) -> None:
+    ids = torch.arange(9)
+    with pytest.raises(ValueError, match=r"labels have shape \(3,\), input_ids \(9,\)"):
+        model.mlm_loss(ids, ids[:3], torch.tensor([0, 9]))
+
+
 @pytest.mark.parametrize("bounds", [[], [1, 9], [0, 5, 3, 9], [0, 10]])
 def test_bounds_that_are_none_are_refused(model: MaskedLM, bounds: list[int]) -> None:
     with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to at most 9"):

@@ -1,5 +1,6 @@
 """The mean of checkpoints, and what takes it."""
 
+import errno
 import sys
 import time
 
@@ -116,16 +117,30 @@ def test_different_models_are_refused(run, recipe, tmp_path):
         average_run(run, recipe, tmp_path / "out", last=2)
 
 
+def test_a_full_disk_leaves_nothing_of_the_average(run, recipe, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("restomod.tools.average.write_durably", full)
+    (tmp_path / "made").mkdir()
+    with pytest.raises(UserError, match=r"the disk is full: .* The average is not written"):
+        average_run(run, recipe, tmp_path / "made" / "out", last=2)
+    assert not [*(tmp_path / "made").iterdir()]
+
+
 def test_checkpoints_that_are_in_the_store_alone_are_fetched_and_not_kept(run, recipe, tmp_path):
+    save(run, 6, model=MaskedLM(EncoderConfig(**{**TINY, "hidden_size": 64})))
     recipe.store = str(tmp_path / "store")
     store = Store(recipe.store, "run")
     for file in sorted(run.rglob("*")):
         if file.is_file():
             store.put(file, file.relative_to(run).as_posix())
-    for step in (1, 2, 3, 4):
+    for step in (1, 2, 3, 4, 6):
         remove(checkpoint_folder(run, step))
     average_run(run, recipe, tmp_path / "out", best_count=3)
     assert_mean(tmp_path / "out", (2, 3, 4))
+    with pytest.raises(UserError, match="is another model"):
+        average_run(run, recipe, tmp_path / "out", last=2)
     assert [path.name for path in run.iterdir()] == ["checkpoints"]
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000005"]
 

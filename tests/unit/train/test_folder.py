@@ -1,12 +1,13 @@
-"""A run keeps the name under which W&B knows it, as long as it is the same run."""
+"""A run keeps its tokenizer, and the name under which W&B knows it while it is the same run."""
 
 import json
 from types import SimpleNamespace
 
 import pytest
 
+from restomod.data.tokenizer import load_tokenizer
 from restomod.recipe import load_recipe, save_recipe
-from restomod.train.folder import _run_id
+from restomod.train.folder import _keep_tokenizer, _run_id
 
 NEW, RESUMED = (SimpleNamespace(resumes=resumes) for resumes in (False, True))
 
@@ -40,3 +41,16 @@ def test_it_is_another_for_another_recipe_or_without_a_log(run):
     names = {_run_id(recipe, start) for start in (NEW, RESUMED, NEW)}
     assert len(names) == 3
     assert all(name.startswith("tiny-") for name in names)
+
+
+def test_the_tokenizer_that_a_run_has_kept_serves_it_again(tiny, tmp_path):
+    kept = tmp_path / "tokenizer"
+    given = tiny.folder / "tokenizer" / "tokenizer.json"
+    fingerprint = load_tokenizer(given).fingerprint
+    for source in (given, kept / "tokenizer.json", kept):
+        _keep_tokenizer(source, load_tokenizer(source), kept)
+        assert load_tokenizer(kept).fingerprint == fingerprint
+    assert sorted(file.name for file in kept.iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]

@@ -48,12 +48,12 @@ def recipe() -> Recipe:
 IDENTITY = {"tokenizer": "a1", "data.streams.web": "b2", "data.streams.web.tokens": "1000"}
 
 
-def manifest(of: Recipe) -> dict:
-    """Return what a checkpoint after the first step says."""
+def manifest(of: Recipe, step: int = 1) -> dict:
+    """Return what a checkpoint after the first steps says."""
     timeline = Timeline(of.phases)
     return {
-        "step": 1,
-        **place(timeline, 1),
+        "step": step,
+        **place(timeline, step),
         "fingerprint": IDENTITY,
         "recipe": guarded(of),
     }
@@ -93,7 +93,13 @@ MOVES_PHASES = tuple(f"phases.pretrain.{x}" for x in ("name", "row_tokens", "bat
 MOVES_PHASES += ("start.phase",)
 
 
-@pytest.mark.parametrize("key", [key for key in GUARDED if key not in MOVES_PHASES])
+MOVES_ROWS = tuple(
+    f"phases.pretrain.{x}" for x in ("row_tokens", "batch_rows", "batch_warmup.first_rows")
+)
+ALLOWED = [key for key in GUARDED if key not in (*MOVES_PHASES, *MOVES_ROWS, "data.lanes")]
+
+
+@pytest.mark.parametrize("key", ALLOWED)
 def test_guarded_key_is_refused_by_name_unless_allowed(key):
     made, saved = changed(key), manifest(recipe())
     with pytest.raises(UserError) as refusal:
@@ -103,6 +109,23 @@ def test_guarded_key_is_refused_by_name_unless_allowed(key):
     assert f"{key}: was {old!r}, is {new!r}" in str(refusal.value)
     made.resume.allow = [key]
     assert check_unchanged(saved, made, IDENTITY) == [key]
+
+
+@pytest.mark.parametrize("key", MOVES_ROWS)
+def test_steps_that_are_done_keep_their_rows_and_slots_whatever_is_allowed(key):
+    """Or loader, schedules and ledger would take the next rows for those of another step."""
+    made = changed(key)
+    made.phases[0].slots = "64M"  # so that it does not end before the checkpoint
+    made.resume.allow = [key]
+    with pytest.raises(UserError, match=r"3 steps took 16 rows and 16,000 slots, with"):
+        check_unchanged(manifest(recipe(), 3), made, IDENTITY)
+
+
+def test_lanes_are_fixed_whatever_is_allowed():
+    made = changed("data.lanes")
+    made.resume.allow = ["data"]
+    with pytest.raises(UserError, match=r"(?s)data\.lanes: was 8, is 1008.*fixed for the life"):
+        check_unchanged(manifest(recipe()), made, IDENTITY)
 
 
 @pytest.mark.parametrize("key", MOVES_PHASES)

@@ -255,6 +255,16 @@ def test_texts_that_are_cut_are_counted(model, tmp_path):
     cut = "2 texts fill the 5 tokens that are read of each; what is longer was cut"
     assert cut in run(model, file, tmp_path / "short", max_tokens=5)
     assert "was cut" not in run(model, file, tmp_path / "whole")
+    one = run(
+        model,
+        jsonl(tmp_path / "b.jsonl", [*rows[:1], {"text": 1}]),
+        tmp_path / "one",
+        max_tokens=5,
+        limit=2,
+    )
+    assert "embedded 2 rows, 5 tokens" in one
+    assert "1 text fills the 5 tokens" in one
+    assert "1 row has no text" in one
 
 
 def test_object_stores_are_read_and_written(model, expected, tmp_path):

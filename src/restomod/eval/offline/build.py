@@ -33,6 +33,7 @@ from restomod.eval.offline.sections import sections
 from restomod.harvest.heldout import line_hashes
 from restomod.harvest.installed import FileTask, Source, hash_key, plan_files
 from restomod.harvest.python_text import reason_to_skip
+from restomod.prepare.atomic import replacing
 
 FORMAT = 1
 KINDS = ("functions", "functions-named", "sections", "long", "origin")
@@ -76,10 +77,8 @@ def offline_items(
         return from_plain(json.loads(path.read_text()))
     items = _origin(packages, most) if kind == "origin" else _retrieval(kind, packages, most)
     items.about |= {"rule": packages.rule, "corpus": packages.corpus}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(to_plain(items)))
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(to_plain(items)))
     return items
 
 

@@ -65,7 +65,7 @@ def choose_packages(
         corpus = find_corpus(model)
     elif corpus is not None and not is_corpus(corpus):
         raise UserError(
-            f"{corpus}: is no corpus of data_prep/harvest.py: it has no manifest.json of it"
+            f"{corpus}: is no corpus of data_prep/harvest.py, whose manifest.json it lacks"
         )
     sources = find_sources(site_packages)
     if corpus is None:

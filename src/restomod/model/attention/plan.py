@@ -50,7 +50,7 @@ def plan_attention(
     Raises UserError if that kernel cannot be used.
     """
     alibi = config.positions == "alibi"
-    # A whole number of float32 angles either way; half precision would lose long positions.
+    # Not in half precision, which would lose the angles of long positions.
     table_dtype = dtype if dtype == torch.float64 else torch.float32
     half = config.local_window // 2
     reach_local = (half, 0 if config.causal else half)

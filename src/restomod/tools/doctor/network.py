@@ -136,10 +136,11 @@ def check_all_reduce(networks: Mapping[int, Network], gradients: float) -> Check
     measured = ", ".join(
         f"{int(size) / 2**20:.0f} MiB at {speed / 1e9:.2f} GB/s" for size, speed in slowest.items()
     )
+    measured += " of bus bandwidth"
     if gradients:
         n = len(networks)
         seconds = 2 * (n - 1) / n * gradients / slowest[sizes[-1]]
-        measured += f" of bus bandwidth; {gigabytes(gradients)} of gradients take {seconds:.3g} s"
+        measured += f"; {gigabytes(gradients)} of gradients take {seconds:.3g} s"
     return Check("all-reduce", OK, measured)
 
 

@@ -1,4 +1,8 @@
-"""Where a process stands among the ranks of a run, as its launcher says it."""
+"""Where a process stands among the ranks of a run, and how ranks and nodes are named.
+
+In: the environment that a launcher sets. Out: a `Place`, which travels as JSON; names for messages.
+The other modules of `tools/doctor/` call this.
+"""
 
 from __future__ import annotations
 

@@ -34,8 +34,9 @@ from restomod.data.working_set import working_set
 from restomod.errors import UserError
 from restomod.model.attention import choose_backend
 from restomod.model.compile import check_compiler, compiles
-from restomod.model.memory import parameters, phase_memory
+from restomod.model.memory import FLOAT32, parameters, phase_memory, resident
 from restomod.tools.doctor.place import Place
+from restomod.tools.plan.checkpoints import checkpoint_bytes, most_kept
 from restomod.train.hardware import choose_device
 
 Result = TypeVar("Result")
@@ -53,7 +54,6 @@ PACKAGES = (
 )
 WRITTEN_BYTES = 64 * 2**20
 """Written into a folder to see how fast that is."""
-FLOAT32 = 4
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -73,11 +73,11 @@ class Needs:
     """What the recipe asks of a node, in bytes unless the name says otherwise; 0 is unknown."""
 
     step_memory: float = 0.0
-    """Of one rank's device."""
+    """Of one rank's device; on a CPU, of its process."""
     checkpoint: float = 0.0
-    """Weights and both moments, in float32."""
+    """Weights and the optimizer's moments, in float32."""
     checkpoints_kept: int = 0
-    """In the run folder."""
+    """In the run folder, at most."""
     gradients: float = 0.0
     cache: float = 0.0
     """Shards in use at once."""
@@ -258,15 +258,14 @@ def needs(recipe: Recipe, sources: Sources, place: Place, device: str) -> Needs:
     used = working_set(recipe, sources.streams, place.world_size)
     shards = recipe.parallel.shards(place.world_size, place.ranks_per_node)
     cached = sum(int(s.shard_bytes.sum()) for s in sources.streams.values() if s.cached)
-    kept = recipe.checkpoint
     memories = [
         phase_memory(recipe, phase, vocab_size, device, shards, place.world_size)
         for phase in recipe.trained_phases
     ]
     return Needs(
-        step_memory=max(memory.peak for memory in memories),
-        checkpoint=3 * FLOAT32 * count,
-        checkpoints_kept=kept.keep_local if recipe.store else kept.keep + kept.keep_best,
+        step_memory=max(resident(memory, device) for memory in memories),
+        checkpoint=checkpoint_bytes(recipe, vocab_size),
+        checkpoints_kept=recipe.checkpoint.keep_local if recipe.store else most_kept(recipe),
         gradients=FLOAT32 * count,
         cache=used.cached_bytes,
         cache_all=min(cached, data.cache_limit_gb * 1e9),

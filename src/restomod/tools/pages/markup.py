@@ -1,6 +1,7 @@
 """Values and tables as all pages write them.
 
-In: numbers, which may be absent, and rows of cells. Out: HTML.
+In: numbers, which may be absent, and rows of cells. Out: HTML. Whoever fills a page's sections
+calls this.
 """
 
 from __future__ import annotations

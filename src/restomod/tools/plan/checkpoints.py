@@ -30,9 +30,7 @@ def checkpoint_section(
     steps = sum(cost.phase.steps for cost in costs)
     count = steps // rules.every_steps + sum(1 for end in _ends(costs) if end % rules.every_steps)
     between = rules.every_steps * max(cost.step_s for cost in costs)
-    multiple, slots = parse_slots(rules.keep_every), sum(cost.phase.total_slots for cost in costs)
-    kept = rules.keep + len(costs) * max(rules.keep_best, rules.average_best)
-    kept = min(count, kept + (slots // multiple if multiple else 0))
+    kept = min(count, most_kept(recipe))
     others = f" and others by the recipe's rules, {kept:,} at most" if kept > rules.keep else ""
     hours = between / 7200 * target.ranks
     lost = f": {hours:,.1f} GPU hours, ${hours * target.price:,.2f} a time" if target.gpu else ""
@@ -59,6 +57,15 @@ def checkpoint_section(
             f"{WARNING}{duration(between)} between checkpoints; lower checkpoint.every_steps"
         )
     return Section("checkpoints", lines)
+
+
+def most_kept(recipe: Recipe) -> int:
+    """Return how many checkpoints stay at most, by the rules that `retention.py` keeps."""
+    rules, phases = recipe.checkpoint, recipe.trained_phases
+    best = len(phases) * max(rules.keep_best, rules.average_best)
+    multiple = parse_slots(rules.keep_every)
+    slots = sum(phase.total_slots for phase in phases)
+    return rules.keep + best + (slots // multiple if multiple else 0)
 
 
 def checkpoint_bytes(recipe: Recipe, vocab_size: int) -> float:

@@ -24,8 +24,8 @@ from restomod.units import duration
 
 RATE_SAMPLES = 64
 """Points of a phase at which a mask rate that changes is taken."""
-NODE_NETWORK_GBITS = 400
-"""Of each GPU to other nodes."""
+NETWORK_GBITS = 400
+"""Of each GPU's link to other nodes, in each direction."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def communication_section(
     cluster = Cluster(
         gpus_per_node=target.node_ranks,
         node_link=gpu.link,
-        network_link=NODE_NETWORK_GBITS * 1e9 / 8,
+        network_link=NETWORK_GBITS * 1e9 / 8,
         memory_bytes_per_s=REACHED_BANDWIDTH * gpu.bandwidth,
     )
     work = workload(
@@ -203,7 +203,7 @@ def communication_section(
         table=Table(head, rows),
         notes=[
             f"Estimate from bytes and links: {gpu.link / 1e9:g} GB/s in a node, "
-            f"{NODE_NETWORK_GBITS} Gb/s of each GPU between nodes, {cluster.reached:.0%} of both "
+            f"{NETWORK_GBITS} Gb/s of each GPU between nodes, {cluster.reached:.0%} of both "
             "reached; compute at the MFU above, which includes the rest if it was measured so"
         ],
     )

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 
 from restomod.config import Recipe
 from restomod.data.loader import Loader
+from restomod.errors import UserError
 from restomod.train.agreement import everywhere, gloo_group, world_size
 from restomod.train.checkpoints.loading import StateReader, load_state
 from restomod.train.checkpoints.manifest import FORMAT, checkpoint_folder
@@ -93,7 +94,17 @@ class Checkpointing(Callback):
         model = unwrap(state).model
         weights, moments = get_state_dict(model, state.optimizers)
         parts: dict[str, Any] = {"model": weights, "optimizer": moments}
-        load_state(parts, StateReader(folder), self._saving_group)
+        try:
+            load_state(parts, StateReader(folder), self._saving_group)
+        except (RuntimeError, ValueError) as error:
+            if not self._start.changed:
+                raise
+            what = str(error).strip().splitlines()[-1]
+            raise UserError(
+                f"{folder}: does not hold what the recipe needs now that it differs in "
+                f"{', '.join(self._start.changed)}: {what}\nundo that; init.weights takes a "
+                "model's weights alone into a new run"
+            ) from error
         set_state_dict(
             model,
             state.optimizers,

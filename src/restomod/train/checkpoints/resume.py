@@ -19,8 +19,8 @@ from restomod.errors import UserError
 from restomod.train.agreement import (
     Group,
     leads_node,
-    nodes,
     on_first,
+    on_one_node,
     rank,
     together,
     until,
@@ -148,7 +148,7 @@ def _newest(run_folder: Path, store: Store | None, passed_over: set[int]) -> Fou
 
 def _is_shared(run_folder: Path, group: Group) -> bool:
     """Return whether all nodes see the same run folder."""
-    if nodes() == 1:
+    if on_one_node():
         return True
 
     def write() -> str:

@@ -7,6 +7,7 @@ same rules hold for the run folder and the store. Imports no torch; `saving.py` 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +24,16 @@ class Saved:
     """Token slots trained on so far."""
     phase: str
     loss: float | None
-    """Held-out loss of `all` at its step or at the last evaluation before; None if there was
-    none."""
+    """Held-out loss of `all` at its step or at the last evaluation before; None if there was none,
+    or if it is not finite."""
 
 
 def saved(manifest: dict[str, Any]) -> Saved:
     """Return what retention looks at of a checkpoint with this manifest."""
     evaluation = manifest.get("evaluation") or {}
     loss = evaluation.get("domains", {}).get("all", {}).get("loss")
-    return Saved(manifest["step"], manifest["slots"], manifest["phase"], loss)
+    finite = loss if loss is not None and math.isfinite(loss) else None
+    return Saved(manifest["step"], manifest["slots"], manifest["phase"], finite)
 
 
 def kept(checkpoints: list[Saved], rules: CheckpointConfig) -> set[int]:

@@ -80,7 +80,7 @@ class Written:
 def write_checkpoint(snapshot: Snapshot, folder: Path, group: Group) -> Written:
     """Write a checkpoint with all ranks; raises UserError on every rank if a disk is full or
     refuses, with what was written removed."""
-    on_first(lambda: remove(folder), group)  # what is there was found broken, or would be in use
+    on_first(lambda: remove(folder), group)  # a whole one is what the run would have gone on from
     together(lambda: _remove_on_nodes(folder), group)
     try:
         together(lambda: _make_folder(folder / STATE), group)

@@ -3,8 +3,9 @@
 A request is only noted when it arrives. The step in progress is finished; before the next one,
 which a rank that still waits for data gives up, all ranks agree (`Stopper.agree`), save, leave
 REQUEUE in the run folder and exit. Where nothing would be lost (before the first step, or in a
-first step that compiles) the request breaks in at once as `StopRequested`. `commands.py` makes the
-Stopper, `stoppable.py` asks it, `builder.py` acts on it.
+first step that compiles) the request breaks in at once as `StopRequested`; or, where the main
+thread does not come back to Python, as it waits for a rank that has left, it ends the process.
+`commands.py` makes the Stopper, `stoppable.py` asks it, `builder.py` acts on it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from restomod.train.launch import leave_code
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ STOP_FILE = "STOP file"
 REASONS = ("", "SIGTERM", "SIGUSR1", "SIGINT", "stop_after", STOP_FILE, "lost launcher")
 """In the order in which ranks that have different ones settle on the last."""
 POLL_S = 0.5
+DEAF_S = 5.0
+"""Left to the main thread to hear of a request that may break in; launchers kill after 30."""
 SAME_PRESS_S = 1.0
 """A launcher passes Ctrl-C on to ranks that have it from the terminal already: twice within so long
 is once."""
@@ -56,8 +61,8 @@ class Stopper:
     def __init__(self) -> None:
         self.requested = ""
         """The reason, one of REASONS; empty as long as nothing asks to stop."""
-        self._breaks_in = True
-        self._others_may_leave = True
+        self._breaks_in = False
+        self._others_may_leave = False
         """Whether another rank may have left without agreeing: it may have been broken into."""
         self._interrupted_at = -float("inf")
         self._group: Any = None
@@ -68,13 +73,19 @@ class Stopper:
         """Process id of torchrun's agent, which starts ranks anew when some end; 0 without one."""
         self._ended = threading.Event()
         self._before: dict[int, Any] = {}
+        self._arrived = -1
+        """Read end of a pipe to which Python writes the number of each signal as it arrives, also
+        while the main thread is where no handler can run."""
+        self._leave: Callable[[str], int] = lambda reason: 1
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stopper]:
-        """Handle SIGTERM, SIGUSR1 and SIGINT until the end of the block."""
+        """Handle SIGTERM, SIGUSR1 and SIGINT until the end of the block; note them at first."""
         if threading.current_thread() is not threading.main_thread():
             yield self  # handlers are the main thread's to set
             return
+        self._arrived, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        wakeup = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             number = getattr(signal, name)
             self._before[number] = signal.signal(number, self._on_signal)
@@ -82,6 +93,7 @@ class Stopper:
             yield self
         finally:
             self._ended.set()
+            signal.set_wakeup_fd(wakeup)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
@@ -103,10 +115,13 @@ class Stopper:
         for number in self._before.keys() - {signal.SIGINT}:
             self._before[number] = signal.SIG_IGN
 
-    def watch(self, folder: Path, deadline: float) -> None:
+    def watch(self, folder: Path, deadline: float, leave: Callable[[str], int]) -> None:
         """Stop, too, when STOP appears in `folder`, at `deadline` (monotonic seconds), and when
-        torchrun was killed: its ranks would meet those of a job begun anew."""
-        self._folder, self._deadline = folder, deadline
+        torchrun was killed: its ranks would meet those of a job begun anew.
+
+        `leave` says in the folder that the run stops for a reason, and returns the exit code.
+        """
+        self._folder, self._deadline, self._leave = folder, deadline, leave
         if "TORCHELASTIC_RUN_ID" in os.environ:
             self._launcher = os.getppid()
         threading.Thread(target=self._poll, daemon=True, name="stopper").start()
@@ -202,8 +217,12 @@ class Stopper:
         self._break_in()
 
     def _poll(self) -> None:
-        told = False
+        told, arrived, deaf_from = False, "", float("inf")
         while not self._ended.wait(POLL_S):
+            if not arrived and (arrived := self._signal()):
+                deaf_from = time.monotonic() + DEAF_S
+            if self._breaks_in and time.monotonic() > deaf_from:
+                self._end(self.requested or arrived)
             if not self.requested:
                 self._request(self._found())
             elif not told and self._store is not None:
@@ -211,6 +230,19 @@ class Stopper:
                 with self._reachable():
                     self._store.set(STOPPED, self.requested)
                 told = True
+
+    def _signal(self) -> str:
+        """Return the signal that has asked to stop since the last call, heard by the main thread or
+        not; empty if none has."""
+        with contextlib.suppress(BlockingIOError):
+            arrived = [n for n in os.read(self._arrived, 64) if n in self._before]
+            return signal.Signals(arrived[0]).name if arrived else ""
+        return ""
+
+    def _end(self, reason: str) -> None:
+        """End the process in the place of a main thread that does not hear what may break in."""
+        log.info("%s: ends while it waits for other ranks, with nothing to save", reason)
+        os._exit(leave_code(self._leave(reason), os.environ))
 
     def _found(self) -> str:
         if time.monotonic() > self._deadline:

@@ -92,8 +92,20 @@ class Watchdog(Callback):
             self._step,
             stacks,
         )
-        stacks.parent.mkdir(parents=True, exist_ok=True)
-        with stacks.open("w") as file:
+        try:
+            self._write_stacks(stacks)
+            if leads_node():
+                leave_requeue(self._folder, "hang", self._step)
+        except OSError as error:  # the disk may be what the run waits for
+            log.error("%s cannot be written: %s", self._folder, error)
+        time.sleep(GRACE_S)
+        if not self._ended.is_set():
+            os._exit(REQUEUE_CODE)  # under torchrun, too: a failure makes it restart
+
+    def _write_stacks(self, path: Path) -> None:
+        """Write where this rank's threads stand."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
             file.write(
                 f"rank {self._rank} on {socket.gethostname()}, process {os.getpid()}, after step "
                 f"{self._step}, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
@@ -102,8 +114,3 @@ class Watchdog(Callback):
             file.write("".join(["main thread:\n", *traceback.format_stack(main)]))
             file.flush()  # faulthandler writes past it, and 100 threads at most
             faulthandler.dump_traceback(file, all_threads=True)
-        if leads_node():
-            leave_requeue(self._folder, "hang", self._step)
-        time.sleep(GRACE_S)
-        if not self._ended.is_set():
-            os._exit(REQUEUE_CODE)  # under torchrun, too: a failure makes it restart

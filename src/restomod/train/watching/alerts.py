@@ -48,18 +48,21 @@ def alert_of(line: Line, run_name: str) -> Alert | None:
     if event == "stop":
         return Alert("stop", f"{run_name} was stopped{at}: {line['reason']}", False)
     if event == "rollback":
-        text = (
-            f"the loss of step {line['spike_step']:,} was {line['loss']:.3f}, "
-            f"{line['deviations']:.0f} deviations above those before it: back to step {step:,}"
-        )
+        text = f"the loss of step {line['spike_step']:,} was {_spike(line)}: back to step {step:,}"
         return Alert("spike", f"{run_name}: {text}", True)
     if event == "skipped_step" and line["reason"] == "spike":
-        text = f"loss {line['loss']:.3f}, {line['deviations']:.0f} deviations above those before it"
-        return Alert("spike", f"{run_name}: step {step:,} was skipped: {text}", True)
+        return Alert("spike", f"{run_name}: step {step:,} was skipped: loss {_spike(line)}", True)
     if event in ("nonfinite", "hang", "failure"):
         what = {"hang": "hangs", "nonfinite": "was stopped", "failure": "failed"}[event]
         return Alert(event, f"{run_name} {what}{at}: {line['reason']}", True)
     return None
+
+
+def _spike(line: Line) -> str:
+    """Say how high a loss was, and how far above those before it; null is infinite."""
+    if line["loss"] is None:
+        return "infinite"
+    return f"{line['loss']:.3f}, {line['deviations']:.0f} deviations above those before it"
 
 
 class Chosen:

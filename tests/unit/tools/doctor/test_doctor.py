@@ -379,6 +379,7 @@ def test_all_reduce_tells_the_slowest_rank_and_the_time_for_the_gradients():
     check = check_all_reduce(found, 0.6 * GB)
     assert "256 MiB at 30.00 GB/s" in check.measured
     assert "600 MB of gradients take 0.02 s" in check.measured
+    assert check_all_reduce(found, 0).measured.endswith("GB/s of bus bandwidth")
 
 
 def test_ranks_that_broke_are_named_before_those_that_waited():

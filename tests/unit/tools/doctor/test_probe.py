@@ -6,11 +6,13 @@ import time
 
 import pytest
 
+from restomod.data.sources import open_sources
 from restomod.errors import UserError
 from restomod.recipe import load_recipe
 from restomod.tools.doctor import probe
 from restomod.tools.doctor.place import Place
 from restomod.tools.doctor.probe import check_store, digest, measure, measure_folder, within
+from restomod.tools.plan.plan import plan
 from tests.s3 import BUCKET, s3, server  # noqa: F401
 
 
@@ -54,6 +56,17 @@ def test_healthy_machine_has_no_problems_and_is_left_as_it_was(recipe, tmp_path)
     assert facts.needs.step_memory > facts.needs.checkpoint
     assert facts.needs.open_files > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
+def test_needs_are_those_of_the_plan(recipe):
+    made = recipe("optimizer.name=muon", "checkpoint.keep_best=1", "checkpoint.average_best=2")
+    needs = probe.needs(made, open_sources(made), Place(), "cpu")
+    assert 2 * needs.gradients < needs.checkpoint < 3 * needs.gradients  # one moment of a matrix
+    assert needs.checkpoints_kept == made.checkpoint.keep + 2 * len(made.trained_phases)
+    assert needs.step_memory > 1e9  # Python and torch are in it
+    text = plan(made, 1)
+    assert f"{needs.checkpoint / 1e9:.3f} GB each" in text
+    assert f"{needs.step_memory / 1e9:,.2f}" in text
 
 
 def test_facts_survive_json(recipe):

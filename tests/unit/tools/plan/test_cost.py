@@ -144,7 +144,6 @@ def test_devices_are_known_by_the_names_that_drivers_give_them():
         "l40s": "NVIDIA L40S",
         "rtx4090": "NVIDIA GeForce RTX 4090",
     }.items():
-        first = next(key for key, gpu in GPUS.items() if gpu.part in device)
-        assert first == name
         assert peak_flops_of(device) == GPUS[name].flops
-    assert peak_flops_of("Quadro") == 0
+    for device in ("Quadro", "NVIDIA L40", "NVIDIA RTX A1000"):
+        assert peak_flops_of(device) == 0

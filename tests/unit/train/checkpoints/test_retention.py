@@ -48,3 +48,5 @@ def test_manifest_tells_the_loss_of_all_domains():
     assert saved(manifest) == Saved(7, 70, "decay", None)
     manifest["evaluation"] = {"step": 5, "domains": {"all": {"loss": 2.5}, "code": {"loss": 1.0}}}
     assert saved(manifest).loss == 2.5
+    manifest["evaluation"]["domains"]["all"]["loss"] = float("nan")
+    assert saved(manifest).loss is None

@@ -8,7 +8,7 @@ import torch
 
 from restomod.config import SpikeConfig
 from restomod.train.faults.health import LossWindow
-from restomod.train.faults.ledger import Ledger
+from restomod.train.faults.ledger import Ledger, read_ledger
 
 CPU = torch.device("cpu")
 NO = torch.tensor(False)
@@ -73,5 +73,7 @@ def test_ledger_of_checkpoint_and_folder_are_one(tmp_path):
     ledger = Ledger(tmp_path)
     ledger.add(first, write=True)
     ledger.add(second, write=False)  # another rank's
-    assert Ledger(tmp_path, [first]).entries == [first]
-    assert Ledger(tmp_path, [second]).entries == [second, first]
+    assert read_ledger(tmp_path) == [first]
+    assert Ledger(tmp_path, [first], read_ledger(tmp_path)).entries == [first]
+    assert Ledger(tmp_path, [second], read_ledger(tmp_path)).entries == [second, first]
+    assert read_ledger(tmp_path / "new") == []

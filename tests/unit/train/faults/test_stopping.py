@@ -28,7 +28,9 @@ def send(number: int) -> None:
 
 @pytest.fixture
 def stopper():
+    """One whose run has begun, and whose ranks have not agreed on anything yet."""
     with Stopper().listening() as made:
+        made.hold(lossless=True)
         made.hold()
         yield made
 
@@ -69,7 +71,6 @@ IMPORTS = """
 import os, signal
 from restomod.train.faults.stopping import Stopper
 with Stopper().listening() as stopper:
-    stopper.hold()
     with stopper.staying():
         import composer
     os.kill(os.getpid(), signal.SIGTERM)
@@ -94,8 +95,10 @@ def test_second_interrupt_ends_at_once_and_an_echo_of_the_first_does_not(stopper
 
 
 def test_request_breaks_in_before_the_first_step():
-    with pytest.raises(StopRequested) as stop, Stopper().listening():
-        send(signal.SIGTERM)
+    with Stopper().listening() as stopper:
+        send(signal.SIGTERM)  # while the recipe is read, which says where the run is
+        with pytest.raises(StopRequested) as stop:
+            stopper.hold(lossless=True)
     assert (stop.value.reason, stop.value.agreed) == ("SIGTERM", False)
 
 
@@ -113,6 +116,34 @@ def test_signal_wakes_what_may_be_broken_into(stopper):
     with pytest.raises(StopRequested):
         time.sleep(30)
     assert time.monotonic() - began < 20
+
+
+DEAF = """
+import ctypes, os, signal, sys, threading
+from pathlib import Path
+from restomod.train.faults import stopping
+
+stopping.POLL_S, stopping.DEAF_S = 0.05, 0.2
+said = Path(sys.argv[1])
+with stopping.Stopper().listening() as stopper:
+    stopper.watch(said, float("inf"), lambda reason: said.joinpath(reason).touch() or 75)
+    stopper.hold(lossless=sys.argv[2] == "lossless")
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    threading.Timer(2, os._exit, (3,)).start()
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):  # the second time it waits for ever, and no handler runs
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("lossless", 75), ("between steps", 3)])
+def test_a_main_thread_that_hears_nothing_is_not_waited_for_where_nothing_is_lost(
+    tmp_path, how, code
+):
+    """As in the start of a process group, of which another rank has left."""
+    command = [sys.executable, "-c", DEAF, tmp_path, how]
+    assert subprocess.run(command, check=False).returncode == code
+    assert (tmp_path / "SIGUSR1").exists() == (code == 75)
 
 
 def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopper, monkeypatch):
@@ -155,7 +186,7 @@ def test_a_stop_file_stays_until_ranks_that_have_not_joined_have_seen_it(
     monkeypatch.setenv("WORLD_SIZE", ranks)
     monkeypatch.setattr(stopping, "POLL_S", 0.05)
     stopper.hold(lossless=True)
-    stopper.watch(tmp_path, float("inf"))
+    stopper.watch(tmp_path, float("inf"), len)
     (tmp_path / "STOP").touch()
     with pytest.raises(StopRequested):
         time.sleep(30)
@@ -185,7 +216,7 @@ def test_ranks_whose_launcher_was_killed_stop(stopper, tmp_path, monkeypatch):
     stopper.hold(lossless=True)
     stopper._store = Gone()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
-    stopper.watch(tmp_path, time.monotonic() + 1000)
+    stopper.watch(tmp_path, time.monotonic() + 1000, len)
     time.sleep(1.5 * stopping.POLL_S)
     assert not stopper.requested  # a store that is gone asks for nothing
     monkeypatch.setattr(os, "getppid", lambda: 1)
@@ -196,7 +227,7 @@ def test_ranks_whose_launcher_was_killed_stop(stopper, tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", ["file", "limit"])
 def test_stop_file_and_time_limit_are_found_and_break_in(stopper, tmp_path, way):
     stopper.hold(lossless=True)
-    stopper.watch(tmp_path, time.monotonic() + (0.3 if way == "limit" else 1000))
+    stopper.watch(tmp_path, time.monotonic() + (0.3 if way == "limit" else 1000), len)
     if way == "file":
         (tmp_path / "STOP").touch()
     with pytest.raises(StopRequested) as stop:

@@ -45,6 +45,14 @@ def test_hang_is_told_with_a_stack_and_asks_for_requeue(tmp_path, ended, rank, m
         assert json.loads((tmp_path / "REQUEUE").read_text())["reason"] == "hang"
 
 
+def test_hang_ends_the_job_though_nothing_can_be_written(tmp_path, ended, caplog):
+    (tmp_path / "hangs").touch()  # where a folder would be
+    with Watchdog(tmp_path, 0, timeout_s=0.2).watching():
+        wait_until(lambda: ended)
+    assert set(ended) == {75}
+    assert f"{tmp_path} cannot be written: " in caplog.text
+
+
 def test_somebody_is_told_before_the_job_ends(tmp_path, ended):
     told = []
 

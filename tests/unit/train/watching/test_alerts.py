@@ -16,6 +16,9 @@ from tests.webhook import webhook
 SPIKE = {"event": "skipped_step", "step": 7, "reason": "spike", "loss": 9.5, "deviations": 40.2}
 ROLLBACK = {"event": "rollback", "step": 5, "spike_step": 9, "loss": 9.5, "deviations": 40.2}
 
+INFINITE = {"loss": None, "deviations": None}
+"""As metrics.jsonl has it."""
+
 
 @pytest.mark.parametrize(
     ("line", "kind", "said"),
@@ -24,6 +27,8 @@ ROLLBACK = {"event": "rollback", "step": 5, "spike_step": 9, "loss": 9.5, "devia
         ({"event": "end", "step": 24}, "end", "base is complete at step 24"),
         (SPIKE, "spike", "step 7 was skipped: loss 9.500, 40 deviations"),
         (ROLLBACK, "spike", "the loss of step 9 was 9.500, 40 deviations above"),
+        (SPIKE | INFINITE, "spike", "step 7 was skipped: loss infinite"),
+        (ROLLBACK | INFINITE, "spike", "the loss of step 9 was infinite: back to step 5"),
         ({"event": "hang", "step": 3, "reason": "for 30 s"}, "hang", "hangs at step 3: for 30 s"),
         ({"event": "failure", "reason": "UserError: full"}, "failure", "base failed: UserError"),
         ({"event": "nonfinite", "reason": "10 steps"}, "nonfinite", "was stopped: 10 steps"),
