@@ -253,6 +253,13 @@ class MaskConfig:
     """Whether words are drawn rather than tokens: all tokens of a word are predicted, or none (of
     words longer than 8 tokens, pieces of 8)."""
 
+    @property
+    def rates(self) -> str:
+        """The rates of the phase in words."""
+        towards = "" if self.between == "steps" else "linearly "
+        later = [f", {towards}{100 * step.rate:.3g}% at {step.at}" for step in self.later]
+        return f"{100 * self.rate:.3g}%" + "".join(later)
+
 
 @dataclass
 class ScheduleConfig:

@@ -60,7 +60,7 @@ def evaluation(model: MaskedLM, recipe: Recipe, sources: Sources) -> dict[str, A
     expected, predictions]}; losses in nats a predicted token, on the same positions.
     """
     phase: PhaseConfig = recipe.trained_phases[-1]
-    shares = unigram(phase, sources, sources.tokenizer.vocab_size)
+    shares = unigram(recipe.trained_phases, sources, sources.tokenizer.vocab_size)
     results = {
         view: _beside_unigram(model, heldout_batches(recipe, phase, sources, view), shares)
         for view in views(recipe, phase)

@@ -49,6 +49,7 @@ from restomod.train.checkpoints.manifest import (
     read_manifest,
     verify,
 )
+from restomod.vectors.texts import TextEncoder
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ def _contestants(suite: Suite, models: Sequence[Model]) -> Contestants:
         for model in models
         if not is_foreign(model.path)
     }
-    first = next(iter(texts.values()), None)
+    first = reference(list(texts.values()))
     if suite.treatments or any(section and section.offline for section in sections):
         corpus = Path(suite.corpus) if suite.corpus else None
         result.packages = choose_packages(models[0].path, corpus, suite.site_packages or None)
@@ -237,6 +238,17 @@ def _contestants(suite: Suite, models: Sequence[Model]) -> Contestants:
         else:
             result.systems.append(baseline(kind, first))
     return result
+
+
+def reference(encoders: Sequence[TextEncoder]) -> TextEncoder | None:
+    """Return the model that baselines take their architecture and limits from: the first, or one of
+    its size that reads longer texts, as later checkpoints of a run may; None without any."""
+
+    def size(encoder: TextEncoder) -> tuple[int, int]:
+        return encoder.model.config.layers, encoder.model.config.hidden_size
+
+    alike = [encoder for encoder in encoders if size(encoder) == size(encoders[0])]
+    return max(alike, key=lambda encoder: encoder.max_tokens, default=None)
 
 
 def _treatments(suite: Suite, packages: Packages | None) -> Treatments:

@@ -55,7 +55,11 @@ def load_model(path: str | Path, *, backbone: bool = False) -> MaskedLM:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder{within(path)}")
+        beside = sorted(other.name for other in path.parent.glob("step-*"))
+        there = (
+            f"; there is {', '.join(beside)}" if beside and path.name.startswith("step-") else ""
+        )
+        raise UserError(f"{path}: no such folder{within(path)}{there}")
     if (path / "model.safetensors").is_file() or (path / "model.safetensors.index.json").is_file():
         return load_transformers(path, backbone=backbone)
     if (path / MANIFEST).is_file():

@@ -7,6 +7,8 @@ by `eval/` for the frequencies of tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 from restomod.model.init import initialize, set_decoder_bias
 from restomod.tools.runs import load_model
+from restomod.units import parse_slots
 
 
 def build_model(recipe: Recipe, phase: PhaseConfig, sources: Sources) -> MaskedLM:
@@ -36,7 +39,7 @@ def build_model(recipe: Recipe, phase: PhaseConfig, sources: Sources) -> MaskedL
     else:
         initialize(model, recipe.seed)
     if recipe.init.log_unigram_bias:
-        shares = unigram(phase, sources, config.vocab_size)
+        shares = unigram([phase], sources, config.vocab_size)
         set_decoder_bias(model, torch.from_numpy(np.log(shares)).float())
     return model
 
@@ -73,13 +76,17 @@ def encoder_config(recipe: Recipe, phase: PhaseConfig, tokenizer: Tokenizer) -> 
     )
 
 
-def unigram(phase: PhaseConfig, sources: Sources, vocab_size: int) -> np.ndarray:
-    """Return the share of each id among the mixture's tokens, [vocab_size], smoothed by half a
+def unigram(phases: Sequence[PhaseConfig], sources: Sources, vocab_size: int) -> np.ndarray:
+    """Return the share of each id among the tokens of some phases, [vocab_size], smoothed by half a
     count so that none is zero."""
+    drawn: dict[str, float] = defaultdict(float)
+    for phase in phases:
+        for name, share in token_shares(phase, sources.streams).items():
+            drawn[name] += share * parse_slots(phase.slots)
     shares = np.zeros(vocab_size)
     size = 0
-    for name, share in token_shares(phase, sources.streams).items():
+    for name, slots in drawn.items():
         counts = sources.streams[name].token_counts(len(shares))
         size += counts.sum()
-        shares += share * counts / counts.sum()
+        shares += slots / sum(drawn.values()) * counts / counts.sum()
     return (shares * size + 0.5) / (size + 0.5 * len(shares))

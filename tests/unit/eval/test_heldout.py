@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from restomod.data.mlm import IGNORED
 from restomod.data.sources import open_sources
 from restomod.eval.heldout import evaluation, summary, unigram_baseline
 from restomod.recipe import load_recipe
+from restomod.train.evaluation import heldout_batches
 from restomod.train.initial import build_model, unigram
 
 
@@ -29,7 +32,7 @@ def built(tiny, tmp_path):
 
 def test_unigram_weighs_streams_by_the_mixture_and_leaves_no_zero(built):
     recipe, sources, _ = built
-    shares = unigram(recipe.phases[0], sources, sources.tokenizer.vocab_size)
+    shares = unigram(recipe.phases, sources, sources.tokenizer.vocab_size)
     assert shares.sum() == pytest.approx(1)
     assert shares.min() > 0
     code = sources.streams["code"].token_counts(512)
@@ -38,6 +41,26 @@ def test_unigram_weighs_streams_by_the_mixture_and_leaves_no_zero(built):
     assert shares[only_code].sum() == pytest.approx(
         0.5 * code[only_code].sum() / code.sum(), rel=0.02
     )
+
+
+def test_the_unigram_has_seen_all_phases_by_their_slots(tiny, tmp_path):
+    path = tiny.write(tmp_path / "recipe.yaml")
+    recipe = load_recipe([path])
+    sources = open_sources(recipe)
+    first, last = (dataclasses.replace(recipe.phases[0], name=name) for name in ("a", "b"))
+    first.mixture, first.slots = {"code": 1.0}, "30K"
+    last.mixture, last.slots = {"prose": 1.0}, "10K"
+    recipe.phases = [first, last]
+    vocabulary = sources.tokenizer.vocab_size
+    code, prose = (sources.streams[name].token_counts(vocabulary) for name in ("code", "prose"))
+    expected = 0.75 * code / code.sum() + 0.25 * prose / prose.sum()
+    assert unigram(recipe.phases, sources, vocabulary) == pytest.approx(expected, abs=5e-3)
+    model = build_model(recipe, first, sources)
+    losses = evaluation(model, recipe, sources)["domains"]["all"]
+    of_the_last = unigram([last], sources, vocabulary)
+    kept = [batch["labels"] for batch in heldout_batches(recipe, last, sources)["prose"]]
+    alone = unigram_baseline([{"labels": labels} for labels in kept], of_the_last)
+    assert losses["unigram_loss"] > alone["unigram_loss"] + 0.05
 
 
 def test_model_with_unigram_bias_scores_as_the_unigram(built):

@@ -205,7 +205,7 @@ def _phases(recipe: Recipe, log: RunLog) -> str:
             f"{phase.sequence_length:,}",
             f"{si(phase.batch_slots)}",
             f"{phase.lr or recipe.optimizer.lr:g}",
-            f"{phase.mask.rate:g}",
+            phase.mask.rates,
         ]
         for phase in recipe.trained_phases
         if phase.name in begun

@@ -196,7 +196,7 @@ def _phase(
         f"{counted(micro_batches, 'micro-batch', 'micro-batches')} of "
         f"{counted(phase.micro_batch_rows, 'row')} and {recipe.data.lanes // ranks} of "
         f"{counted(recipe.data.lanes, 'lane')}",
-        f"sequence length {phase.sequence_length:,}, mask rate {_rates(phase)}, "
+        f"sequence length {phase.sequence_length:,}, mask rate {phase.mask.rates}, "
         f"peak learning rate {peak_lr(phase, recipe.optimizer):g}, "
         f"weight decay {decay_of_weights(phase, recipe.optimizer):g}, "
         f"RoPE base {phase.rope_base_global:g} global, {phase.rope_base_local:g} local",
@@ -251,10 +251,3 @@ def _batch_warmup(recipe: Recipe, phase: PhaseConfig) -> list[str]:
         f"smallest batch of n ranks is n x {counted(row, 'row')}, {row * phase.row_tokens:,} slots "
         "for each rank",
     ]
-
-
-def _rates(phase: PhaseConfig) -> str:
-    mask = phase.mask
-    towards = "" if mask.between == "steps" else "linearly "
-    later = [f", {towards}{step.rate:.0%} at {step.at}" for step in mask.later]
-    return f"{mask.rate:.0%}" + "".join(later)

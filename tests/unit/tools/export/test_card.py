@@ -71,6 +71,7 @@ def run(tiny, tmp_path):
         tmp_path / "recipe.yaml",
         runs_dir=str(tmp_path / "runs"),
         data__streams__code__path=f"{prepared}/code/train",
+        phases__mask={"rate": 0.3, "later": [{"at": "1K", "rate": 0.15}]},
         card={"licence": "apache-2.0", "language": ["en", "code"], "datasets": ["owner/texts"]},
     )
     save_recipe(load_recipe([written]), folder / "config.yaml")
@@ -107,6 +108,7 @@ def test_card_tells_of_the_run(run):
     assert "These are the weights of the checkpoint at step 10." in text
     assert "| steps | 10 |" in text
     assert "| tokens | 20,000 |" in text
+    assert re.search(r"\| pretrain \| mlm \|.*\| 30%, 15% at 1K \|\n", text)
     assert "| hardware | 8 x NVIDIA H100 |" in text
     code = "| code | code | 15,000 | 75.0% | 1.00 | BSD-3-Clause | https://example.org/code | "
     assert code + "Code \\| of packages |" in text
