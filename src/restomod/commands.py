@@ -180,6 +180,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
             raise UserError(f"{given[0]}: nothing reads it without --suite")
         if len(arguments.models) > 1:
             raise UserError("name one run, or a --suite to judge several models on")
+        from restomod.tools.runs import run_of, run_recipe
+
+        run_recipe(run_of(arguments.models[0]))  # mistakes show before Composer is imported
         from restomod.eval.heldout import evaluate_run
 
         sys.stdout.write(evaluate_run(arguments.models[0]))
