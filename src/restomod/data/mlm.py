@@ -164,7 +164,7 @@ def mask_tokens(
 def _ids(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
     """Return ids in a type that holds any other of the vocabulary, too."""
     ids = np.asarray(tokens) if len(tokens) else np.zeros(0, np.int64)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(f"tokens have shape {ids.shape} and type {ids.dtype}: [T] ids are wanted")
     foreign = ids[(ids < 0) | (ids >= vocab_size)]
     if len(foreign):

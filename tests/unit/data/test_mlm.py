@@ -58,11 +58,25 @@ def test_any_token_of_the_vocabulary_can_be_drawn_in_the_place_of_narrow_ones(dt
     assert inputs.dtype == {"uint8": np.uint16, "int16": np.int32}.get(dtype, dtype)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(256, np.uint8), (257, np.uint16)])
-def test_a_type_that_holds_the_vocabulary_stays(size, expected):
-    tokens = np.array([0, 255], np.uint8)
+@pytest.mark.parametrize(
+    ("dtype", "size", "expected"),
+    [
+        ("uint8", 256, "uint8"),
+        ("uint8", 257, "uint16"),
+        ("int8", 128, "int8"),
+        ("int8", 129, "int16"),
+        ("int8", 255, "int16"),
+    ],
+)
+def test_a_type_that_holds_the_vocabulary_stays(dtype, size, expected):
+    tokens = np.array([0, 127], dtype)
     inputs, _ = mask_tokens(tokens, 0.0, np.random.default_rng(0), size, (), MASK)
     assert inputs.dtype == expected
+
+
+def test_of_no_tokens_none_are_masked():
+    inputs, labels = mask_tokens([], 0.3, np.random.default_rng(0), V, (), MASK)
+    assert inputs.tolist() == labels.tolist() == []
 
 
 def test_what_is_no_token_of_the_vocabulary_is_refused_at_any_rate():
