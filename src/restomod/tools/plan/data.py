@@ -220,7 +220,7 @@ def reading_section(
     if node > processes * worker:
         needed = -(-node // (worker * target.node_ranks))
         lines.append(f"{WARNING}loading will not keep up: use {needed:.0f} data.workers or more")
-    return Section(f"reading data in phase {phase.name}", lines)
+    return Section(f"reading data in phase {phase.name}", lines, phase=phase.name)
 
 
 def lane_lines(recipe: Recipe, target: Target) -> list[str]:

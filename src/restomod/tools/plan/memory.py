@@ -92,6 +92,7 @@ def memory_section(recipe: Recipe, phase: PhaseConfig, vocab_size: int, target: 
         lines,
         Table(["", *parts, "peak", *process, "rows that fit", "that divide"], rows),
         notes,
+        phase.name,
     )
 
 

@@ -78,10 +78,16 @@ class Section:
     table: Table | None = None
     notes: list[str] = field(default_factory=list)
     """What the table takes for granted; below it."""
+    phase: str = ""
+    """Name of the only phase that it is about, if it is about one."""
 
     @property
     def warnings(self) -> list[str]:
-        return [line.removeprefix(WARNING) for line in self.lines if line.startswith(WARNING)]
+        """Its warnings, as they read elsewhere."""
+        where = f"phase {self.phase}: " if self.phase else ""
+        return [
+            where + line.removeprefix(WARNING) for line in self.lines if line.startswith(WARNING)
+        ]
 
 
 def as_text(sections: Sequence[Section]) -> str:

@@ -212,7 +212,7 @@ def _phase(
         f"({counted(phase.batch_rows, 'row')} of {phase.row_tokens:,}), "
         f"{phase.total_slots:,} in all"
     )
-    return [Section(title, lines)]
+    return [Section(title, lines, phase=phase.name)]
 
 
 def _critical_batch(recipe: Recipe, phase: PhaseConfig) -> list[str]:

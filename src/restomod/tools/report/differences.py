@@ -5,17 +5,18 @@ In: recipes as read, by name. Out: a table as HTML. `compare.py` and a sweep's p
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from restomod.config import PhaseConfig
 from restomod.recipe import flatten
 from restomod.tools.pages.markup import table
 
 
 def differences(recipes: Mapping[str, Mapping[str, Any]], ignored: Collection[str] = ()) -> str:
     """Return the table; nothing where no keys but `ignored` ones differ. Empty recipes are left
-    out: they could not be read."""
+    out: they could not be read. Of a phase that not all recipes have, defaults are left out."""
     flat = {name: flatten(dict(recipe)) for name, recipe in recipes.items() if recipe}
     keys = dict.fromkeys(key for recipe in flat.values() for key in recipe)
 
@@ -27,8 +28,21 @@ def differences(recipes: Mapping[str, Mapping[str, Any]], ignored: Collection[st
     rows = [
         [escape(key), *(cell(recipe.get(key)) for recipe in flat.values())]
         for key in keys
-        if key not in ignored and len({str(recipe.get(key)) for recipe in flat.values()}) > 1
+        if key not in ignored
+        and len({str(recipe.get(key)) for recipe in flat.values()}) > 1
+        and not _is_default_of_some(key, list(flat.values()))
     ]
     if not rows:
         return ""
     return table(["key", *flat], rows, "What differs between the recipes", "named")
+
+
+def _is_default_of_some(key: str, flat: Sequence[Mapping[str, Any]]) -> bool:
+    """Return whether a key is of a phase that only some recipes have, and its default there."""
+    if not key.startswith("phases.") or all(key in recipe for recipe in flat):
+        return False
+    values = [recipe[key] for recipe in flat if key in recipe]
+    return any(
+        key.endswith(f".{name}") and all(value == default for value in values)
+        for name, default in flatten(PhaseConfig()).items()
+    )

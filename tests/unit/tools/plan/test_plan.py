@@ -50,6 +50,7 @@ def test_plan_counts_steps_tokens_and_epochs(tiny, tmp_path):
     assert "fewer than 27 mean chunks" in text
     assert "memory of a rank, phase pretrain (CPU, float32)" in text
     assert "warnings (2), all of them said above:" in text
+    assert "  phase pretrain: more than 4 epochs of prose" in text
 
 
 def test_plan_warns_where_rows_are_closed_before_they_are_full(tiny, tmp_path):

@@ -1,5 +1,7 @@
 import re
+from dataclasses import asdict
 
+from restomod.config import PhaseConfig
 from restomod.tools.report.differences import differences
 
 
@@ -40,3 +42,10 @@ def test_a_damaged_recipe_is_compared_as_far_as_it_goes():
     assert ["phases.[&#x27;x&#x27;].slots", "", "3"] in cells(
         differences({"a": recipe("a", "layernorm", 1e-4), "b": damaged})
     )
+
+
+def test_of_a_phase_that_one_recipe_has_only_what_it_says_is_shown():
+    one = {"phases": [asdict(PhaseConfig(name="a"))]}
+    two = {"phases": [*one["phases"], asdict(PhaseConfig(name="b", slots="5M", lr=1e-3))]}
+    shown = [row[0] for row in cells(differences({"one": one, "two": two}))]
+    assert shown == ["key", "phases.b.name", "phases.b.slots", "phases.b.lr"]
