@@ -59,8 +59,9 @@ class OwnDataset(Dataset):
     def tokens(self, shard: int, document: int) -> np.ndarray:
         """Return the ordinary ids of one document, [length]."""
         self.opened.add(shard)
+        source = of_this_process(self._source)
         try:
-            found = of_this_process(self._source).read(shard, document)
+            found = source.read(shard, document)
         except Exception as error:  # whatever a user's class raises
             raise DamagedShardError(
                 f"{self.place(shard, document)}: {type(error).__name__}: {error}"

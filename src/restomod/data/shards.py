@@ -247,8 +247,6 @@ class _OpenShard:
     what `restomod doctor` counts.
     """
 
-    _descriptor = -1  # until there is one: `__del__` runs also where opening fails
-
     def __init__(self, path: Path, column: Column, documents: int, locked: bool) -> None:
         with path.open("rb") as file:
             if locked:

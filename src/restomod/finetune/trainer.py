@@ -79,14 +79,17 @@ class Watch(TrainerCallback):
 
     def __post_init__(self) -> None:
         self.saved_at = time.monotonic()
+        self.due = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save if it is time to, or if we are to stop; not after the last step, whose checkpoint
-        would be gone on from without its epoch's score."""
+        would be gone on from without its epoch's score, and where the best is kept, after any
+        epoch's last step not before it has its score."""
         asked = bool(self.interrupts.asked)
         control.should_training_stop |= asked
-        if asked or time.monotonic() - self.saved_at >= self.checkpoint_s:
-            control.should_save = state.global_step < state.max_steps
+        late = time.monotonic() - self.saved_at >= self.checkpoint_s
+        self.due = (asked or late) and state.global_step < state.max_steps
+        control.should_save |= self.due and not (self.keep_best and state.epoch % 1 == 0)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin to wait anew."""
@@ -113,6 +116,7 @@ class Watch(TrainerCallback):
         cut_short = not ended and state.epoch % 1 > 0
         if cut_short if self.keep_best else ended or self.interrupts.asked:
             return
+        control.should_save |= self.keep_best and self.due
         scores = self.scores()
         told = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         log.info("%s: epoch %.4g: %s", self.name, state.epoch, told)

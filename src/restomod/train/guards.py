@@ -131,15 +131,19 @@ def check_unchanged(
         if key in FIXED_KEYS
         or not any(key == allow or key.startswith(allow + ".") for allow in recipe.resume.allow)
     ]
+    allowable = not problems and not any(key in FIXED_KEYS for key in refused)
     problems += [
         differences[key] + ("; it is fixed for the life of a run" if key in FIXED_KEYS else "")
         for key in refused
     ]
     if problems:
+        ways = "undo the change, or choose another run_name"
+        if allowable:
+            ways = "undo the change, choose another run_name, or list the key in resume.allow"
         raise UserError(
             f"{recipe.run_folder}: the run cannot go on with another recipe or other data:\n  "
             + "\n  ".join(problems)
-            + "\nundo the change, choose another run_name, or list the key in resume.allow"
+            + f"\n{ways}"
         )
     return changed
 

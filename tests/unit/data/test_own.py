@@ -102,6 +102,18 @@ def test_what_cannot_be_read_is_a_damaged_shard(opened):
         dataset.tokens(1, 0)
 
 
+def test_a_source_that_a_process_cannot_make_is_no_damaged_shard(opened, monkeypatch):
+    """Which `on_damaged_shard: skip` would leave out, one after the other."""
+    dataset = opened(Source())
+
+    def refuse(given):
+        raise ConnectionError("too many connections")
+
+    monkeypatch.setattr("restomod.data.own.of_this_process", refuse)
+    with pytest.raises(ConnectionError, match="too many"):
+        dataset.tokens(0, 0)
+
+
 @pytest.mark.parametrize("found", [[[1, 2]], [0.5], None, {"text": "a"}])
 def test_what_is_neither_text_nor_ids_is_refused(opened, found):
     source = Source()

@@ -107,6 +107,7 @@ def test_guarded_key_is_refused_by_name_unless_allowed(key):
     old, new = saved["recipe"].get(key), guarded(made).get(key)
     assert old != new
     assert f"{key}: was {old!r}, is {new!r}" in str(refusal.value)
+    assert "another run_name, or list the key in resume.allow" in str(refusal.value)
     made.resume.allow = [key]
     assert check_unchanged(saved, made, IDENTITY) == [key]
 
@@ -124,7 +125,8 @@ def test_steps_that_are_done_keep_their_rows_and_slots_whatever_is_allowed(key):
 def test_lanes_are_fixed_whatever_is_allowed():
     made = changed("data.lanes")
     made.resume.allow = ["data"]
-    with pytest.raises(UserError, match=r"(?s)data\.lanes: was 8, is 1008.*fixed for the life"):
+    told = r"(?s)data\.lanes: was 8, is 1008.*fixed for the life.*or choose another run_name$"
+    with pytest.raises(UserError, match=told):
         check_unchanged(manifest(recipe()), made, IDENTITY)
 
 

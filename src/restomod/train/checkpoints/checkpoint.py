@@ -32,6 +32,7 @@ from restomod.train.checkpoints.retention import Saved, kept
 from restomod.train.checkpoints.saving import Snapshot, Written, prune, write_checkpoint
 from restomod.train.checkpoints.upload import Uploads
 from restomod.train.clock import RunClock
+from restomod.train.faults.stopping import is_lost_rank
 from restomod.train.guards import guarded, place
 from restomod.train.metrics import MetricsLog
 from restomod.train.module import unwrap
@@ -97,7 +98,7 @@ class Checkpointing(Callback):
         try:
             load_state(parts, StateReader(folder), self._saving_group)
         except (RuntimeError, ValueError) as error:
-            if not self._start.changed:
+            if not self._start.changed or is_lost_rank(error):
                 raise
             what = str(error).strip().splitlines()[-1]
             raise UserError(

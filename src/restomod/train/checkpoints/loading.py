@@ -60,7 +60,7 @@ class StateReader(dcp.FileSystemReader):
 def load_state(parts: dict[str, Any], reader: StateReader, group: Group = None) -> None:
     """Fill the tensors of `parts`, and replace its other values, with all ranks of a group.
 
-    Raises UserError for a value that is more than plain.
+    Raises UserError for a value that is more than plain, OSError for files that cannot be read.
     """
     try:
         dcp.load(
@@ -72,7 +72,8 @@ def load_state(parts: dict[str, Any], reader: StateReader, group: Group = None) 
         )
     except CheckpointException as error:  # which is no Exception
         causes = [failure[0] for failure in error.failures.values()]
-        raise next((c for c in causes if isinstance(c, UserError)), RuntimeError(error)) from error
+        told = (cause for cause in causes if isinstance(cause, UserError | OSError))
+        raise next(told, RuntimeError(error)) from error
 
 
 class _Planner(DefaultLoadPlanner):

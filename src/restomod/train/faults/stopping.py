@@ -84,7 +84,9 @@ class Stopper:
         if threading.current_thread() is not threading.main_thread():
             yield self  # handlers are the main thread's to set
             return
-        self._arrived, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._arrived, written = os.pipe()
+        for end in (self._arrived, written):
+            os.set_blocking(end, False)
         wakeup = signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
             number = getattr(signal, name)
@@ -221,15 +223,16 @@ class Stopper:
         while not self._ended.wait(POLL_S):
             if not arrived and (arrived := self._signal()):
                 deaf_from = time.monotonic() + DEAF_S
-            if self._breaks_in and time.monotonic() > deaf_from:
-                self._end(self.requested or arrived)
-            if not self.requested:
+            reason = self.requested or arrived
+            if not reason:
                 self._request(self._found())
             elif not told and self._store is not None:
                 # Ranks whose first step compiles do not come to `agree` for minutes.
                 with self._reachable():
-                    self._store.set(STOPPED, self.requested)
+                    self._store.set(STOPPED, reason)
                 told = True
+            if self._breaks_in and time.monotonic() > deaf_from:
+                self._end(reason)
 
     def _signal(self) -> str:
         """Return the signal that has asked to stop since the last call, heard by the main thread or
@@ -241,8 +244,15 @@ class Stopper:
 
     def _end(self, reason: str) -> None:
         """End the process in the place of a main thread that does not hear what may break in."""
-        log.info("%s: ends while it waits for other ranks, with nothing to save", reason)
-        os._exit(leave_code(self._leave(reason), os.environ))
+        code = self.others_code()  # for which the launcher asks: to go on would fail again
+        if not code:
+            log.info("%s: ends while it waits for other ranks, with nothing to save", reason)
+            try:
+                code = self._leave(reason)
+            except OSError as error:
+                log.error("%s cannot be written: %s", self._folder, error)
+                code = 1
+        os._exit(leave_code(code, os.environ))
 
     def _found(self) -> str:
         if time.monotonic() > self._deadline:

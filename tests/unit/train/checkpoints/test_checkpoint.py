@@ -20,7 +20,7 @@ from restomod.model.config import EncoderConfig
 from restomod.model.encoder import MaskedLM
 from restomod.optim.stable_adamw import StableAdamW
 from restomod.timeline import Timeline
-from restomod.train.checkpoints import saving
+from restomod.train.checkpoints import checkpoint, saving
 from restomod.train.checkpoints.checkpoint import Checkpointing
 from restomod.train.checkpoints.manifest import (
     FORMAT,
@@ -176,6 +176,30 @@ def test_old_checkpoints_go_and_so_does_what_a_kill_left(tmp_path):
     run.checkpoints.wait()
     names = sorted(path.name for path in (run.folder / "checkpoints").iterdir())
     assert names == [f"step-0000000{n}" for n in (2, 4, 6, 7)]
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("a\nMissing key in checkpoint state_dict: x."), UserError),
+        (RuntimeError("Connection closed by peer"), RuntimeError),
+    ],
+)
+def test_a_rank_that_is_lost_while_a_changed_recipe_loads_is_no_mistake_of_the_users(
+    tmp_path, monkeypatch, error, told
+):
+    run = Run(tmp_path, every_steps=1)
+    run.batch()
+    run.checkpoints.wait()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "load_state", fail)
+    run.checkpoints._start.changed = ["optimizer.lr"]
+    with pytest.raises(told) as raised:
+        run.checkpoints._load(run.state, *newest_checkpoint(run.folder))
+    assert ("differs in optimizer.lr: Missing key" in str(raised.value)) == (told is UserError)
 
 
 def save_again(run):

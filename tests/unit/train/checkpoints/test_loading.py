@@ -64,6 +64,15 @@ def test_plain_values_and_tensors_come_back(checkpoint):
         assert torch.equal(weight, parts["model"][name])
 
 
+def test_a_file_that_cannot_be_read_is_not_taken_for_one_that_lacks_something(checkpoint):
+    parts = {"model": MaskedLM(EncoderConfig(**TINY)).state_dict(), "optimizer": {"lr": 0.0}}
+    reader = StateReader(checkpoint)
+    for file in (checkpoint / "state").glob("*.distcp"):
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match="distcp"):
+        load_state(parts, reader)
+
+
 def test_an_index_that_was_changed_is_refused_before_it_is_unpickled(checkpoint, tmp_path):
     (checkpoint / METADATA).write_bytes(pickle.dumps(Payload(tmp_path / "touched")))
     with pytest.raises(UserError, match=r"state/.metadata is damaged"):

@@ -146,6 +146,79 @@ def test_a_main_thread_that_hears_nothing_is_not_waited_for_where_nothing_is_los
     assert (tmp_path / "SIGUSR1").exists() == (code == 75)
 
 
+class Store:
+    """What ranks tell each other."""
+
+    def __init__(self, **told):
+        self.told = told
+
+    def check(self, keys):
+        return all(key in self.told for key in keys)
+
+    def get(self, key):
+        return self.told[key].encode()
+
+    def set(self, key, value):
+        self.told[key] = value
+
+
+@pytest.fixture
+def deaf(stopper, tmp_path, monkeypatch):
+    """Return a function by which a signal arrives that no handler of the main thread hears, where
+    it may break in; it returns the exit code."""
+    ended = []
+
+    def end(code):
+        ended.append(code)
+        stopper._ended.set()
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(stopping, "POLL_S", 0.02)
+    monkeypatch.setattr(stopping, "DEAF_S", 0.1)
+
+    def arrives(store, leave=lambda reason: 75):
+        stopper._store = store
+        stopper.hold(lossless=True)
+        stopper.watch(tmp_path, float("inf"), leave)
+        written = signal.set_wakeup_fd(-1)
+        os.write(written, bytes([signal.SIGTERM]))
+        signal.set_wakeup_fd(written)
+        assert stopper._ended.wait(30)
+        return ended[0]
+
+    return arrives
+
+
+def test_a_rank_that_hears_nothing_tells_the_others_before_it_ends(deaf):
+    """Who may compile for minutes yet, and would take its end for a failure."""
+    store = Store()
+    assert deaf(store) == 75
+    assert store.told == {stopping.STOPPED: "SIGTERM"}
+
+
+def test_a_rank_that_hears_nothing_ends_as_another_that_has_failed(deaf):
+    """For which the launcher ends the job: to go on would fail again."""
+    asked = []
+    assert deaf(Store(**{stopping.FAILED: "1"}), lambda reason: asked.append(reason) or 75) == 1
+    assert asked == []  # no REQUEUE
+
+
+def test_a_rank_that_hears_nothing_ends_though_nothing_can_be_written(deaf, caplog):
+    def leave(reason):
+        raise OSError(28, "No space left on device")
+
+    assert deaf(None, leave) == 1
+    assert "cannot be written: " in caplog.text
+
+
+def test_requests_are_heard_where_the_system_makes_plain_pipes_alone(monkeypatch):
+    monkeypatch.delattr(os, "pipe2", raising=False)  # as on a Mac
+    with Stopper().listening() as stopper:
+        send(signal.SIGTERM)
+        assert stopper._signal() == stopper.requested == "SIGTERM"
+        assert stopper._signal() == ""
+
+
 def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopper, monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda *a, **k: None)
     monkeypatch.setattr(stopper, "_group", object())
@@ -167,14 +240,7 @@ def test_lost_connection_is_a_stop_only_where_ranks_leave_without_agreeing(stopp
 
 
 def test_a_rank_that_polls_late_learns_from_the_store_why_another_has_left(stopper):
-    class Told:
-        def check(self, keys):
-            return keys == [stopping.STOPPED]
-
-        def get(self, key):
-            return b"STOP file"
-
-    stopper._store = Told()
+    stopper._store = Store(**{stopping.STOPPED: "STOP file"})
     with pytest.raises(StopRequested, match="STOP file"), stopper.leaving_together():
         raise RuntimeError("Connection closed by peer")
 
