@@ -64,19 +64,32 @@ def kill_in_start(ordeal: Ordeal) -> Outcome:
 
 def kill_worker(ordeal: Ordeal) -> Outcome:
     rank = psutil.Process(ordeal.draw.choice(ordeal.ranks.pids))
+    seen: set[int] = set()
     end = time.monotonic() + LIMIT_S
     # Once is enough, except for a process that a roll-back is about to end anyway.
     while not ordeal.ranks.ended() and time.monotonic() < end:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if ordeal.trains():  # before, there are other children
-                workers = [child for child in rank.children() if child.cmdline() == rank.cmdline()]
-                for worker in workers[:1]:
-                    worker.kill()
-        ordeal.pause(1.0)
+        forks = loader_processes(rank) if ordeal.trains() else []  # before, there are others
+        for fork in forks:
+            if fork.pid in seen:  # one that is new may be about to become another program
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    fork.kill()
+        seen = {fork.pid for fork in forks}
+        ordeal.pause(0.1)
     ended = ordeal.wait()
     said = "data loader process" in ordeal.ranks.printed()
     ordeal.expect(said, f"a killed worker is not named:\n{ordeal.ranks.printed()}")
     return Outcome(ended)
+
+
+def loader_processes(rank: psutil.Process) -> list[psutil.Process]:
+    """Return a rank's living children that run its own program."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in rank.children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie, too
+                if child.cmdline() == rank.cmdline():
+                    found.append(child)
+    return found
 
 
 def freeze(ordeal: Ordeal) -> Outcome:
