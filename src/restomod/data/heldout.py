@@ -43,7 +43,7 @@ def heldout_rows(
     """
     special = SpecialTokens(data.special_tokens)
     builder = RowBuilder(phase, tokenizer, special)
-    packer: Packer[tuple[np.ndarray, int, str]] = Packer()
+    packer: Packer[tuple[np.ndarray, int, int, int]] = Packer()
     chunks = _chunks(dataset, phase.sequence_length - special.reserved)
     row_chunks = phase.row_tokens // data.tokens_per_document_min
     age = 0
@@ -54,18 +54,19 @@ def heldout_rows(
         taken = packer.row(phase.row_tokens, row_chunks)
         if not taken:
             return
-        pieces = [(piece, ends) for piece, ends, _ in taken]
+        pieces = [(piece, ends) for piece, ends, *_ in taken]
         generator = keyed_generator(seed, "heldout", dataset.name, number)
         tokens = np.array([sum(len(piece) for piece, _ in pieces)], np.int64)
         try:
             row = builder(number, 0, pieces, generator, phase.mask.rate, tokens)
         except ForeignTokenError as error:
-            raise UserError(f"{taken[error.chunk][2]}: {error}") from error
+            _, _, shard, document = taken[error.chunk]
+            raise UserError(f"{dataset.place(shard, document)}: {error}") from error
         yield row
 
 
-def _chunks(dataset: Dataset, length: int) -> Iterator[tuple[np.ndarray, int, str]]:
-    """Yield all documents' chunks: tokens, ends, and where the document is."""
+def _chunks(dataset: Dataset, length: int) -> Iterator[tuple[np.ndarray, int, int, int]]:
+    """Yield all documents' chunks: tokens, ends, and the document's shard and number in it."""
     for shard, documents in enumerate(dataset.shard_documents):
         for document in range(documents):
             tokens = dataset.tokens(shard, document)
@@ -73,4 +74,4 @@ def _chunks(dataset: Dataset, length: int) -> Iterator[tuple[np.ndarray, int, st
                 ends = (OPENS if start == 0 else 0) | (
                     CLOSES if start + length >= len(tokens) else 0
                 )
-                yield tokens[start : start + length].copy(), ends, dataset.place(shard, document)
+                yield tokens[start : start + length].copy(), ends, shard, document

@@ -13,6 +13,8 @@ from restomod.config import PhaseConfig
 from restomod.recipe import flatten
 from restomod.tools.pages.markup import table
 
+PHASE_DEFAULTS = flatten(PhaseConfig())
+
 
 def differences(recipes: Mapping[str, Mapping[str, Any]], ignored: Collection[str] = ()) -> str:
     """Return the table; nothing where no keys but `ignored` ones differ. Empty recipes are left
@@ -39,10 +41,10 @@ def differences(recipes: Mapping[str, Mapping[str, Any]], ignored: Collection[st
 
 def _is_default_of_some(key: str, flat: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether a key is of a phase that only some recipes have, and its default there."""
-    if not key.startswith("phases.") or all(key in recipe for recipe in flat):
-        return False
     values = [recipe[key] for recipe in flat if key in recipe]
+    if not key.startswith("phases.") or len(values) == len(flat):
+        return False
     return any(
         key.endswith(f".{name}") and all(value == default for value in values)
-        for name, default in flatten(PhaseConfig()).items()
+        for name, default in PHASE_DEFAULTS.items()
     )
